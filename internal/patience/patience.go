@@ -1,0 +1,101 @@
+// Package patience is the one rule by which walferry waits for what may pass:
+// try again for ever, 1 s doubling to 30 s, each wait varied by 20 %; say so
+// in one line when it begins, when the reason changes, once an hour, and in
+// one line when it is over (DESIGN, section 7).
+package patience
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+)
+
+// The waits between attempts, before they are varied by a fifth either way.
+const (
+	First   = 1 * time.Second
+	Longest = 30 * time.Second
+	// Reminder is how often a trouble that goes on is told again.
+	Reminder = time.Hour
+)
+
+// Trouble is one thing that keeps failing, and how it is told. The zero value
+// is not usable: see New. Its methods may be called concurrently: several
+// workers that fail for the same reason are one trouble.
+type Trouble struct {
+	log  *slog.Logger
+	what string
+
+	mu       sync.Mutex
+	failing  int // attempts since it last worked
+	since    time.Time
+	told     time.Time
+	reason   string
+	lastWait time.Duration
+}
+
+// New returns a trouble that has not begun. what completes the sentences
+// "cannot <what>" and "can <what> again".
+func New(log *slog.Logger, what string) *Trouble {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Trouble{log: log, what: what}
+}
+
+// Failed records a failed attempt, tells it if it is time, and returns how
+// long to wait before the next.
+func (t *Trouble) Failed(err error) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	if t.failing == 0 {
+		t.since, t.lastWait = now, 0
+	}
+	t.failing++
+	if reason := err.Error(); t.failing == 1 || reason != t.reason && now.Sub(t.told) >= Longest || now.Sub(t.told) >= Reminder {
+		t.reason, t.told = reason, now
+		if t.failing == 1 {
+			t.log.Warn("cannot "+t.what+"; trying again until it works", "error", reason)
+		} else {
+			t.log.Warn("still cannot "+t.what, "error", reason, "for", now.Sub(t.since).Round(time.Second).String(), "attempts", t.failing)
+		}
+	}
+	if t.lastWait == 0 {
+		t.lastWait = First
+	} else {
+		t.lastWait = min(2*t.lastWait, Longest)
+	}
+	return time.Duration(float64(t.lastWait) * (0.8 + 0.4*rand.Float64()))
+}
+
+// Wait records a failed attempt like Failed and sleeps until the next is due.
+// It returns the context's error when that ends the wait.
+func (t *Trouble) Wait(ctx context.Context, err error) error {
+	timer := time.NewTimer(t.Failed(err))
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-timer.C:
+		return nil
+	}
+}
+
+// Over records that it works (again), and tells it if the failure was told.
+func (t *Trouble) Over() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.failing > 0 {
+		t.log.Info("can "+t.what+" again", "after", time.Since(t.since).Round(time.Second).String())
+	}
+	t.failing, t.reason = 0, ""
+}
+
+// Failing reports whether the last attempt failed.
+func (t *Trouble) Failing() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.failing > 0
+}
