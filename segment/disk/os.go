@@ -1,0 +1,192 @@
+package disk
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+)
+
+// OS is the host's file system. Its zero value is ready.
+//
+// On Linux space is reserved by fallocate, Sync is fdatasync (which covers
+// what is needed to read the bytes back: the length and the extents, but no
+// time stamps), and the lock is flock: it ends with the process, however that
+// ends. Elsewhere zeros are written, Sync is os.File's, and what the system
+// cannot do answers errors.ErrUnsupported.
+type OS struct{}
+
+var _ FS = OS{}
+
+// Create implements FS.
+func (OS) Create(name string, perm fs.FileMode) (File, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f}, nil
+}
+
+// Open implements FS.
+func (OS) Open(name string, write bool) (File, error) {
+	flag := os.O_RDONLY
+	if write {
+		flag = os.O_RDWR
+	}
+	f, err := os.OpenFile(name, flag, 0)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f}, nil
+}
+
+// Rename implements FS.
+func (OS) Rename(from, to string) error { return os.Rename(from, to) }
+
+// Link implements FS.
+func (OS) Link(from, to string) error { return os.Link(from, to) }
+
+// Remove implements FS.
+func (OS) Remove(name string) error { return os.Remove(name) }
+
+// Mkdir implements FS.
+func (OS) Mkdir(name string, perm fs.FileMode) error { return os.MkdirAll(name, perm) }
+
+// ReadDir implements FS. The entries are sorted by name.
+func (OS) ReadDir(name string) ([]fs.DirEntry, error) { return os.ReadDir(name) }
+
+// Stat implements FS.
+func (OS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
+
+// SyncDir implements FS. A file system that cannot sync a directory and says
+// so by EINVAL or EBADF is taken at its word, as PostgreSQL does
+// (src/common/file_utils.c, fsync_fname).
+func (OS) SyncDir(name string) error {
+	if runtime.GOOS == "windows" {
+		return nil // a directory cannot be opened there
+	}
+	d, err := os.Open(name)
+	if err != nil {
+		return err
+	}
+	err = d.Sync()
+	if errors.Is(err, syscall.EINVAL) || errors.Is(err, syscall.EBADF) {
+		err = nil
+	}
+	return errors.Join(err, d.Close())
+}
+
+// Lock implements FS.
+func (OS) Lock(name string) (io.Closer, error) {
+	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	if err := flock(f); err != nil {
+		return nil, errors.Join(&fs.PathError{Op: "lock", Path: name, Err: err}, f.Close())
+	}
+	return f, nil
+}
+
+// Space implements FS.
+func (OS) Space(name string) (free, total int64, err error) {
+	free, total, err = statfs(name)
+	if err != nil {
+		return 0, 0, &fs.PathError{Op: "statfs", Path: name, Err: err}
+	}
+	return free, total, nil
+}
+
+// osFile adds to os.File what File asks for beyond it.
+type osFile struct{ *os.File }
+
+// Allocate implements File.
+func (f *osFile) Allocate(size int64) error {
+	err := fallocate(f.File, size)
+	if errors.Is(err, errors.ErrUnsupported) {
+		err = f.zeroFill(size)
+	}
+	if err != nil {
+		return &fs.PathError{Op: "allocate", Path: f.Name(), Err: err}
+	}
+	return nil
+}
+
+// zeroFill makes the file size bytes long by writing zeros behind its end.
+// What is there already stays: a file that is reopened is only completed.
+func (f *osFile) zeroFill(size int64) error {
+	at, err := f.Size()
+	if err != nil {
+		return err
+	}
+	zeros := make([]byte, 1<<20)
+	for at < size {
+		n, err := f.WriteAt(zeros[:min(int64(len(zeros)), size-at)], at)
+		if err != nil {
+			return err
+		}
+		at += int64(n)
+	}
+	return nil
+}
+
+// Size implements File.
+func (f *osFile) Size() (int64, error) {
+	fi, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return fi.Size(), nil
+}
+
+// Sync implements File.
+func (f *osFile) Sync() error {
+	if err := datasync(f.File); err != nil {
+		return fmt.Errorf("sync %s: %w", f.Name(), err)
+	}
+	return nil
+}
+
+// control runs op on f's descriptor, and again when a signal interrupted it.
+func control(f *os.File, op func(fd int) error) error {
+	c, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var opErr error
+	err = c.Control(func(fd uintptr) {
+		for {
+			opErr = op(int(fd))
+			if !errors.Is(opErr, syscall.EINTR) {
+				return
+			}
+		}
+	})
+	return errors.Join(err, opErr)
+}
+
+// DirsToSync returns the directories whose names change when dir is made with
+// all its parents: the parent of each that does not exist yet, deepest last.
+// After Mkdir each must be given to SyncDir, in this order, for dir to survive
+// a crash.
+func DirsToSync(fsys FS, dir string) ([]string, error) {
+	var out []string
+	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
+		_, err := fsys.Stat(d)
+		if err == nil {
+			break
+		}
+		if !errors.Is(err, fs.ErrNotExist) {
+			return nil, err
+		}
+		out = append([]string{filepath.Dir(d)}, out...)
+		if filepath.Dir(d) == d {
+			break
+		}
+	}
+	return out, nil
+}
