@@ -1,0 +1,98 @@
+package main
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/walferry/walferry/replication"
+)
+
+// connection reads the connection settings. What they name is checked;
+// nothing is connected yet.
+func (c *call) connection() (*replication.Config, error) {
+	params := replication.Params{
+		DSN:             c.set.Text("dsn"),
+		Host:            c.set.Text("host"),
+		Port:            c.set.Text("port"),
+		User:            c.set.Text("username"),
+		Database:        c.set.Text("dbname"),
+		ApplicationName: "walferry",
+		NoPassword:      c.set.Bool("no-password"),
+	}
+	if c.flags.Bool("password") {
+		if params.NoPassword {
+			return nil, usageError("--password and --no-password (%s) exclude each other", c.set.Value("no-password").Origin)
+		}
+		params.Password = promptPassword
+	}
+	config, err := replication.ParseConfig(params)
+	if err != nil {
+		// Flags explain themselves; what else had a say is named.
+		var elsewhere []string
+		for _, name := range []string{"dsn", "host", "port", "username"} {
+			if v := c.set.Value(name); v.IsSet() && !strings.HasPrefix(v.Origin.String(), "flag") {
+				elsewhere = append(elsewhere, fmt.Sprintf("%s is from %s", name, v.Origin))
+			}
+		}
+		if len(elsewhere) > 0 {
+			err = fmt.Errorf("%w (%s)", err, strings.Join(elsewhere, ", "))
+		}
+		return nil, withExit(exitUsage, err, "")
+	}
+	return config, nil
+}
+
+// promptPassword asks for a password on the terminal, without showing it.
+func promptPassword(ctx context.Context) (password string, err error) {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	if err != nil {
+		return "", withExit(exitUsage, fmt.Errorf("asking for the password: there is no terminal: %w", err), "use ~/.pgpass or PGPASSWORD")
+	}
+	defer func() {
+		if cerr := tty.Close(); err == nil && cerr != nil {
+			err = fmt.Errorf("asking for the password: %w", cerr)
+		}
+	}()
+	fd := int(tty.Fd())
+	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
+	if err != nil {
+		return "", fmt.Errorf("asking for the password: %w", err)
+	}
+	silent := *before
+	silent.Lflag &^= unix.ECHO
+	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
+		return "", fmt.Errorf("asking for the password: %w", err)
+	}
+	restore := func() error { return unix.IoctlSetTermios(fd, unix.TCSETS, before) }
+	if _, err := tty.WriteString("Password: "); err != nil {
+		return "", errors.Join(err, restore())
+	}
+	type answer struct {
+		text string
+		err  error
+	}
+	answers := make(chan answer, 1)
+	// Ends with the line, or with the process: a read of a terminal cannot
+	// be given up, and a cancelled ctx ends the process.
+	go func() {
+		text, err := bufio.NewReader(tty).ReadString('\n')
+		answers <- answer{strings.TrimRight(text, "\r\n"), err}
+	}()
+	var a answer
+	select {
+	case a = <-answers:
+	case <-ctx.Done():
+		a.err = ctx.Err()
+	}
+	_, echoErr := tty.WriteString("\n")
+	if err := errors.Join(a.err, restore(), echoErr); err != nil {
+		return "", fmt.Errorf("asking for the password: %w", err)
+	}
+	return a.text, nil
+}

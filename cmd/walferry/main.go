@@ -1,0 +1,170 @@
+// Command walferry streams PostgreSQL's write-ahead log to object storage
+// while it is being written, and gives it back as restore_command.
+//
+// This package is the only place that reads flags and variables, prints, ends
+// the process, and joins the packages that do the work. Its exit codes:
+//
+//	0  done
+//	1  failed
+//	2  wrong usage: nothing was touched
+//	3  stopped for safety: a person must decide
+//
+// fetch has codes of its own, because PostgreSQL reads a meaning into them.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+)
+
+func main() {
+	// First of all: a panic must end in SIGABRT. Go's own exit code for it
+	// is 2, which PostgreSQL would take from a restore_command for "end of
+	// archive", and promote.
+	debug.SetTraceback("crash")
+	os.Exit(run(&program{
+		args:    os.Args[1:],
+		environ: os.Environ(),
+		stdout:  os.Stdout,
+		stderr:  os.Stderr,
+	}))
+}
+
+// program is what the process was given.
+type program struct {
+	args           []string // without the program's own name
+	environ        []string // "NAME=value"
+	stdout, stderr io.Writer
+}
+
+// run does what the arguments say and returns the exit code.
+func run(p *program) int {
+	if args, ok := fetchArguments(p.args); ok {
+		// Before the command line is read, and before a signal is caught:
+		// fetch decides by itself what a wrong flag ends in, and dies by
+		// SIGTERM.
+		return runFetch(p, args)
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
+	return p.report(p.do(ctx))
+}
+
+// fetchArguments returns the arguments of fetch, if that is the command: the
+// first argument that is a command's name.
+func fetchArguments(args []string) ([]string, bool) {
+	for i, arg := range args {
+		if arg == "fetch" {
+			return append(append([]string{}, args[:i]...), args[i+1:]...), true
+		}
+		for _, c := range commandTable(nil) {
+			if arg == c.Name || arg == "help" || arg == "--" {
+				return nil, false
+			}
+		}
+	}
+	return nil, false
+}
+
+// do runs every command but fetch.
+func (p *program) do(ctx context.Context) error {
+	commands := commandTable(p)
+	line, err := readLine(commands, p.args)
+	switch {
+	case err != nil:
+		return err
+	case line.help:
+		return printHelp(p.stdout, commands, line.commands)
+	case line.version:
+		return printVersion(p.stdout)
+	}
+	// A global of the library: left as it is, a host called "t" or "1" reads
+	// as the flag -h of its own help.
+	cli.HelpFlag = nil
+	app := &cli.App{
+		Name:           "walferry",
+		Commands:       commands,
+		HideHelp:       true,
+		HideVersion:    true,
+		Writer:         p.stdout,
+		ErrWriter:      p.stderr,
+		ExitErrHandler: func(*cli.Context, error) {}, // run returns the code
+	}
+	return app.RunContext(ctx, line.ordered(app.Name))
+}
+
+// commandTable is every command that there is.
+func commandTable(p *program) []*cli.Command {
+	commands := []*cli.Command{
+		receiveCommand(p),
+		slotCommand(p),
+		fetchCommand(),
+		configCommand(p),
+		demoCommand(p),
+		{Name: "version", Usage: "print the version", Action: func(*cli.Context) error { return printVersion(p.stdout) }},
+	}
+	hideHelp(commands)
+	return commands
+}
+
+// hideHelp keeps the library from adding its own help commands and flags.
+func hideHelp(commands []*cli.Command) {
+	for _, c := range commands {
+		c.HideHelp = true
+		hideHelp(c.Subcommands)
+	}
+}
+
+// report prints the error that ends the program, and returns its exit code.
+func (p *program) report(err error) int {
+	if err == nil {
+		return 0
+	}
+	code := 1
+	var e *exitError
+	if errors.As(err, &e) {
+		code = e.code
+	}
+	say := func(kind, text string) {
+		// When stderr is gone, too, nobody is left to be told.
+		_, _ = fmt.Fprintf(p.stderr, "walferry: %s: %s\n", kind, oneLine(text))
+	}
+	say("error", err.Error())
+	if e != nil && e.hint != "" {
+		say("hint", e.hint)
+	}
+	return code
+}
+
+// oneLine joins the lines of a text: some libraries' errors have several.
+func oneLine(text string) string {
+	return strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r == '\n' || r == '\r' }), " ")
+}
+
+// printVersion prints what was built.
+func printVersion(w io.Writer) error {
+	version, commit, goVersion := "devel", "", ""
+	if info, ok := debug.ReadBuildInfo(); ok {
+		goVersion = info.GoVersion
+		if v := info.Main.Version; v != "" && v != "(devel)" {
+			version = v
+		}
+		for _, s := range info.Settings {
+			if s.Key == "vcs.revision" && !strings.Contains(version, s.Value[:min(12, len(s.Value))]) {
+				commit = ", commit " + s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	_, err := fmt.Fprintf(w, "walferry %s (%s%s)\n", version, goVersion, commit)
+	return err
+}
