@@ -1,0 +1,233 @@
+package codec
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+)
+
+// Encoders makes writers of one method and uses the encoders again, each with
+// its tables and buffers, when their writer is closed. It is safe for
+// concurrent use; a writer is not. An encoder in use holds about 3 MiB for
+// lz4, and 10 to 50 MiB for zstd, more with the level.
+type Encoders struct {
+	method Method
+	pool   sync.Pool // of encoder
+}
+
+// encoder is what the libraries' writers have in common, made to start anew.
+type encoder interface {
+	io.WriteCloser
+	start(w io.Writer, contentSize int64) error
+}
+
+// NewEncoders returns encoders of method m.
+func NewEncoders(m Method) *Encoders { return &Encoders{method: m} }
+
+// Method returns the method that the encoders write.
+func (e *Encoders) Method() Method { return e.method }
+
+// NewWriter returns a writer that encodes what is written to it, exactly
+// contentSize bytes, into w: one frame with content size and checksum, or the
+// bytes as they are. A Write beyond contentSize fails, and so does a Close
+// before it: the frame then lacks its end and no reader takes it. Close does
+// not close w, must be called on every way out, and gives the encoder back;
+// the writer is dead after.
+func (e *Encoders) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, error) {
+	if contentSize < 0 {
+		return nil, fmt.Errorf("encoding %s: negative content size %d", e.method, contentSize)
+	}
+	enc, _ := e.pool.Get().(encoder)
+	if enc == nil {
+		var err error
+		if enc, err = newEncoder(e.method); err != nil {
+			return nil, err
+		}
+	}
+	if err := enc.start(w, contentSize); err != nil {
+		return nil, fmt.Errorf("encoding %s: %w", e.method, err)
+	}
+	return &writer{encoders: e, enc: enc, size: contentSize}, nil
+}
+
+// NewWriter is Encoders.NewWriter with an encoder of its own.
+func (m Method) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, error) {
+	return NewEncoders(m).NewWriter(w, contentSize)
+}
+
+// Encode returns content encoded, for objects that are small.
+func (m Method) Encode(content []byte) (*Frame, error) {
+	frame := NewBuffers(0, "").New()
+	w, err := m.NewWriter(frame, int64(len(content)))
+	if err != nil {
+		return nil, err
+	}
+	_, err = w.Write(content)
+	if err := errors.Join(err, w.Close()); err != nil {
+		return nil, err
+	}
+	return frame, nil
+}
+
+func newEncoder(m Method) (encoder, error) {
+	switch m.Name {
+	case LZ4:
+		return newLZ4Encoder(m.Level), nil
+	case Zstd:
+		return newZstdEncoder(m.Level)
+	case None:
+		return &plainEncoder{}, nil
+	}
+	return nil, fmt.Errorf("encoding: unknown method %q", m.Name)
+}
+
+// writer holds an encoder to the content size. It cuts nothing: the libraries
+// check the size too, but only at the end, and zstd not at all when it is zero.
+type writer struct {
+	encoders *Encoders
+	enc      encoder // nil when closed
+	size     int64
+	written  int64
+	err      error
+}
+
+func (w *writer) Write(p []byte) (int, error) {
+	switch {
+	case w.enc == nil:
+		return 0, fmt.Errorf("encoding %s: write after close", w.encoders.method)
+	case w.err != nil:
+		return 0, w.err
+	case int64(len(p)) > w.size-w.written:
+		w.err = fmt.Errorf("encoding %s: %d bytes or more written where %d were announced", w.encoders.method, w.written+int64(len(p)), w.size)
+		return 0, w.err
+	}
+	n, err := w.enc.Write(p)
+	w.written += int64(n)
+	if err != nil {
+		w.err = fmt.Errorf("encoding %s: %w", w.encoders.method, err)
+	}
+	return n, w.err
+}
+
+func (w *writer) Close() error {
+	if w.enc == nil {
+		return w.err
+	}
+	enc := w.enc
+	w.enc = nil
+	if w.err == nil && w.written != w.size {
+		w.err = fmt.Errorf("encoding %s: %d bytes written where %d were announced", w.encoders.method, w.written, w.size)
+	}
+	if w.err != nil {
+		// An encoder in the middle of a frame would have to write the rest of
+		// it to be used again: it is dropped instead.
+		return w.err
+	}
+	if err := enc.Close(); err != nil {
+		w.err = fmt.Errorf("encoding %s: %w", w.encoders.method, err)
+		return w.err
+	}
+	w.encoders.pool.Put(enc)
+	return nil
+}
+
+type lz4Encoder struct {
+	*lz4.Writer
+	level lz4.CompressionLevel
+}
+
+// newLZ4Encoder maps the levels of the lz4 tool to the library's: 1 and 2 are
+// the fast method, 3 to 9 the high-compression ones, of which there is none
+// above 9.
+func newLZ4Encoder(level int) *lz4Encoder {
+	if level == 0 {
+		level = defaultLZ4Level
+	}
+	e := &lz4Encoder{Writer: lz4.NewWriter(nil), level: lz4.Fast}
+	if level > 2 {
+		e.level = lz4.CompressionLevel(1 << (8 + min(level, 9)))
+	}
+	return e
+}
+
+// start: blocks of 1 MiB, independent since the library writes no others, so
+// that a reader may decode them in parallel. Concurrency 1 keeps the library
+// from starting goroutines; who has several objects runs several encoders.
+func (e *lz4Encoder) start(w io.Writer, contentSize int64) error {
+	e.Reset(w)
+	return e.Apply(
+		lz4.BlockSizeOption(lz4.Block1Mb),
+		lz4.ChecksumOption(true),
+		lz4.SizeOption(uint64(contentSize)),
+		lz4.CompressionLevelOption(e.level),
+		lz4.ConcurrencyOption(1),
+	)
+}
+
+// Write passes on, so that no ReadFrom of the library is seen by io.Copy.
+func (e *lz4Encoder) Write(p []byte) (int, error) { return e.Writer.Write(p) }
+
+func (e *lz4Encoder) Close() error {
+	// An empty content gets a frame too: the library writes the header with
+	// the first Write, even of nothing.
+	if _, err := e.Writer.Write(nil); err != nil {
+		return err
+	}
+	if err := e.Writer.Close(); err != nil {
+		return err
+	}
+	e.Reset(nil)
+	return nil
+}
+
+type zstdEncoder struct{ *zstd.Encoder }
+
+// zstdWindow bounds an encoder's and every decoder's memory.
+const zstdWindow = 4 << 20
+
+func newZstdEncoder(level int) (*zstdEncoder, error) {
+	if level == 0 {
+		level = defaultZstdLevel
+	}
+	e, err := zstd.NewWriter(nil,
+		zstd.WithEncoderLevel(zstd.EncoderLevelFromZstd(level)),
+		zstd.WithWindowSize(zstdWindow),
+		zstd.WithEncoderConcurrency(1),
+		zstd.WithLowerEncoderMem(true),
+		zstd.WithEncoderCRC(true),
+		zstd.WithZeroFrames(true),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("making a zstd encoder of level %d: %w", level, err)
+	}
+	return &zstdEncoder{e}, nil
+}
+
+func (e *zstdEncoder) start(w io.Writer, contentSize int64) error {
+	e.ResetContentSize(w, contentSize)
+	return nil
+}
+
+func (e *zstdEncoder) Close() error {
+	if err := e.Encoder.Close(); err != nil {
+		return err
+	}
+	e.Reset(nil)
+	return nil
+}
+
+type plainEncoder struct{ w io.Writer }
+
+func (e *plainEncoder) start(w io.Writer, _ int64) error {
+	e.w = w
+	return nil
+}
+func (e *plainEncoder) Write(p []byte) (int, error) { return e.w.Write(p) }
+func (e *plainEncoder) Close() error {
+	e.w = nil
+	return nil
+}
