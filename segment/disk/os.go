@@ -169,24 +169,33 @@ func control(f *os.File, op func(fd int) error) error {
 	return errors.Join(err, opErr)
 }
 
-// DirsToSync returns the directories whose names change when dir is made with
-// all its parents: the parent of each that does not exist yet, deepest last.
-// After Mkdir each must be given to SyncDir, in this order, for dir to survive
-// a crash.
-func DirsToSync(fsys FS, dir string) ([]string, error) {
-	var out []string
-	for d := filepath.Clean(dir); ; d = filepath.Dir(d) {
-		_, err := fsys.Stat(d)
-		if err == nil {
-			break
+// MakeDir makes a directory with its missing parents so that it survives a
+// crash: on return every name on the way is durable. One that exists is no
+// error; its name is synced all the same, since whoever made it may have been
+// killed before it did that (where its parent may be read at all: a directory
+// that an administrator made in a place closed to us is taken as it is).
+func MakeDir(fsys FS, dir string, perm fs.FileMode) error {
+	dir = filepath.Clean(dir)
+	parent := filepath.Dir(dir)
+	_, err := fsys.Stat(dir)
+	switch {
+	case err == nil && parent == dir:
+		return nil
+	case err == nil:
+		if err := fsys.SyncDir(parent); err != nil && !errors.Is(err, fs.ErrPermission) {
+			return err
 		}
-		if !errors.Is(err, fs.ErrNotExist) {
-			return nil, err
-		}
-		out = append([]string{filepath.Dir(d)}, out...)
-		if filepath.Dir(d) == d {
-			break
-		}
+		return nil
+	case !errors.Is(err, fs.ErrNotExist) || parent == dir:
+		return err
 	}
-	return out, nil
+	// From the top down, each synced before the next is made: after a crash
+	// only the deepest that exists can be one whose name is not durable.
+	if err := MakeDir(fsys, parent, perm); err != nil {
+		return err
+	}
+	if err := fsys.Mkdir(dir, perm); err != nil {
+		return err
+	}
+	return fsys.SyncDir(parent)
 }

@@ -1,0 +1,736 @@
+package spool
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"sync"
+	"sync/atomic"
+
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk"
+)
+
+// state is how far a segment has come.
+type state int
+
+const (
+	held     state = iota // a partial found at Open, not begun in this process
+	open                  // a partial being written
+	finished              // a partial whose timeline ended in it
+	sealed                // whole
+)
+
+// Segment is a WAL segment in the spool. One goroutine writes it (WriteAt,
+// Advance, Seal, Finish, Abandon, and Spool.Begin); Sync may run beside that,
+// and all else from any number of goroutines.
+//
+// A byte goes through three LSNs, in this order: Written, Advance, and what
+// Sync returned.
+type Segment struct {
+	spool *Spool
+	name  segment.Name
+	size  segment.Size
+
+	// syncing is held by Sync, Seal and Finish: one at a time. It comes first.
+	syncing sync.Mutex
+	// file guards f: read-locked while f is used, locked to change it.
+	file      sync.RWMutex
+	f         disk.File   // nil: closed
+	following atomic.Bool // f stays open until the segment is dropped: it is being read
+	compare   []byte      // the writer's, for bytes that are held already
+
+	mu                   sync.Mutex
+	state                state
+	err                  error // final: every call fails with it
+	gone                 bool  // abandoned
+	vouchStart, vouchEnd segment.LSN
+	written              segment.LSN
+	advanced             segment.LSN
+	durable              segment.LSN   // bytes in front of it were synced since the segment was begun
+	named                bool          // the file's name is durable
+	finish               segment.LSN   // state finished: where
+	changed              chan struct{} // closed at the next change, nil while no reader waits
+}
+
+// Name returns the segment's name.
+func (g *Segment) Name() segment.Name { return g.name }
+
+// Start returns the LSN of the segment's first byte.
+func (g *Segment) Start() segment.LSN { return g.name.Start(g.size) }
+
+// End returns the LSN behind the segment's last byte.
+func (g *Segment) End() segment.LSN { return g.name.End(g.size) }
+
+// Sealed reports whether the segment is whole and durable.
+func (g *Segment) Sealed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == sealed
+}
+
+// Finished returns where Finish said that the timeline ended; false when it
+// did not.
+func (g *Segment) Finished() (segment.LSN, bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.finish, g.state == finished
+}
+
+// Vouched returns the range of bytes that were held when the segment was last
+// begun, or the spool opened, and that are known to be WAL: of a partial of an
+// earlier process what its records verify, of one that was written by this
+// process all of it, of a sealed one the whole. They are to be compared with
+// what the server sends, not written again; WriteAt does that. A new segment
+// has none: both LSNs are its start.
+func (g *Segment) Vouched() (start, end segment.LSN) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.vouchStart, g.vouchEnd
+}
+
+// Written returns the end of the run of bytes, without a gap from the
+// segment's start, that were written or are vouched for.
+func (g *Segment) Written() segment.LSN {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.written
+}
+
+// WriteAt writes p, which it does not keep, at an LSN of the segment. Nothing
+// is durable on return, and no reader sees it: see Advance and Sync.
+//
+// Bytes that are vouched for, or in front of Advance, are never changed: those
+// parts of p are compared, and a difference is ErrConflict with the LSN of the
+// first one. Otherwise it does not allocate. A failure of the disk is not
+// final: the same bytes may be written again.
+func (g *Segment) WriteAt(p []byte, at segment.LSN) error {
+	if err := g.within(len(p), at); err != nil {
+		return fmt.Errorf("writing segment %s: %w", g.name, err)
+	}
+	g.mu.Lock()
+	st, err, fixed, from, to := g.state, g.err, g.advanced, g.vouchStart, g.vouchEnd
+	g.mu.Unlock()
+	if err == nil && st != open {
+		err = errors.New("it is not open for writing")
+	}
+	if err != nil {
+		return fmt.Errorf("writing segment %s at %s: %w", g.name, at, err)
+	}
+	end := at + segment.LSN(len(p))
+	for pos := at; pos < end; {
+		switch {
+		case pos < fixed:
+			pos, err = g.same(p, at, pos, min(end, fixed))
+		case from <= pos && pos < to:
+			pos, err = g.same(p, at, pos, min(end, to))
+		case pos < from:
+			pos, err = g.put(p, at, pos, min(end, from))
+		default:
+			pos, err = g.put(p, at, pos, end)
+		}
+		if err != nil {
+			return err
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if at <= g.written && g.written < end {
+		g.written = end
+	}
+	if g.vouchStart <= g.written && g.written < g.vouchEnd {
+		g.written = g.vouchEnd
+	}
+	return nil
+}
+
+// put writes the bytes [pos, to) of p, whose first is at the LSN at.
+func (g *Segment) put(p []byte, at, pos, to segment.LSN) (segment.LSN, error) {
+	g.file.RLock()
+	defer g.file.RUnlock()
+	if g.f == nil {
+		return pos, g.failure()
+	}
+	if _, err := g.f.WriteAt(p[pos-at:to-at], int64(pos-g.Start())); err != nil {
+		return pos, fmt.Errorf("writing segment %s at %s: %w", g.name, pos, err)
+	}
+	return to, nil
+}
+
+// same compares the bytes [pos, to) of p, whose first is at the LSN at, with
+// those that are held.
+func (g *Segment) same(p []byte, at, pos, to segment.LSN) (segment.LSN, error) {
+	if g.compare == nil {
+		g.compare = make([]byte, 64<<10)
+	}
+	for pos < to {
+		have := g.compare[:min(to-pos, segment.LSN(len(g.compare)))]
+		if err := g.ReadAt(have, pos); err != nil {
+			return pos, err
+		}
+		for i, b := range p[pos-at : pos-at+segment.LSN(len(have))] {
+			if b != have[i] {
+				return pos, fmt.Errorf("segment %s at %s: %w: the server sends other bytes than the spool holds", g.name, pos+segment.LSN(i), ErrConflict)
+			}
+		}
+		pos += segment.LSN(len(have))
+	}
+	return to, nil
+}
+
+// ReadAt reads len(p) bytes at an LSN of the segment, all or an error. It
+// reads what is in the file, also in front of what readers of Follow see;
+// bytes that were never written are zeros, or remains from before a crash.
+func (g *Segment) ReadAt(p []byte, at segment.LSN) error {
+	err := g.within(len(p), at)
+	if err == nil {
+		err = g.read(p, at)
+	}
+	if err != nil {
+		return fmt.Errorf("reading segment %s at %s: %w", g.name, at, err)
+	}
+	return nil
+}
+
+// within checks that n bytes from an LSN on lie in the segment.
+func (g *Segment) within(n int, at segment.LSN) error {
+	if at < g.Start() || at > g.End() || segment.LSN(n) > g.End()-at {
+		return fmt.Errorf("%d bytes at %s are not within it", n, at)
+	}
+	return nil
+}
+
+// read fills p from the open file, or, when there is none, from one opened
+// for this once: of many segments that wait, few files are open.
+func (g *Segment) read(p []byte, at segment.LSN) error {
+	off := int64(at - g.Start())
+	g.file.RLock()
+	defer g.file.RUnlock()
+	if g.f != nil {
+		return readFull(g.f, p, off)
+	}
+	g.mu.Lock()
+	err := g.err
+	g.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	f, err := g.spool.fs.Open(g.spool.path(g.fileName()), false)
+	if err != nil {
+		return err
+	}
+	return errors.Join(readFull(f, p, off), f.Close())
+}
+
+// readFull reads len(p) bytes, all or an error.
+func readFull(f disk.File, p []byte, off int64) error {
+	n, err := f.ReadAt(p, off)
+	switch {
+	case n == len(p):
+		return nil
+	case errors.Is(err, io.EOF):
+		return io.ErrUnexpectedEOF
+	}
+	return err
+}
+
+// Advance says that all bytes in front of an LSN are right, compared or
+// written, and lets the readers have them. It never goes back, and not beyond
+// Written. Advanced bytes are what the next Sync makes durable. It does not
+// allocate.
+func (g *Segment) Advance(to segment.LSN) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if to = min(to, g.written); to > g.advanced && g.state == open {
+		g.advanced = to
+		g.wake()
+	}
+}
+
+// Advanced returns the LSN in front of which readers see the bytes.
+func (g *Segment) Advanced() segment.LSN {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.advanced
+}
+
+// wake lets waiting readers look again; mu is held.
+func (g *Segment) wake() {
+	if g.changed != nil {
+		close(g.changed)
+		g.changed = nil
+	}
+}
+
+// Sync makes the bytes in front of Advance durable, and the file's name with
+// the first call, and returns the LSN that Advance had when it began: all in
+// front of it survives the loss of power. It may run beside WriteAt and
+// Advance. When nothing came since the last time it costs nothing. A failure
+// is final for this Segment: give it up (Abandon) and stream it again.
+func (g *Segment) Sync() (segment.LSN, error) {
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
+	return g.sync()
+}
+
+// sync is Sync; syncing is held.
+func (g *Segment) sync() (segment.LSN, error) {
+	to, err := g.syncFile()
+	if err != nil {
+		return 0, err
+	}
+	g.mu.Lock()
+	named := g.named
+	g.mu.Unlock()
+	if !named {
+		if err := g.spool.syncNames(); err != nil {
+			return 0, g.fail(fmt.Errorf("syncing segment %s: %w", g.name, err))
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.named = true
+	return to, nil
+}
+
+// syncFile makes the bytes durable, not yet the name; syncing is held.
+func (g *Segment) syncFile() (segment.LSN, error) {
+	g.mu.Lock()
+	st, err, to, durable := g.state, g.err, g.advanced, g.durable
+	g.mu.Unlock()
+	switch {
+	case err == nil && st == held:
+		err = errors.New("it was not begun")
+		fallthrough
+	case err != nil:
+		return 0, fmt.Errorf("syncing segment %s: %w", g.name, err)
+	case st != open || to == durable:
+		return to, nil // sealed and finished were synced
+	}
+	g.file.RLock()
+	if g.f == nil {
+		err = g.failure()
+	} else {
+		err = g.f.Sync()
+	}
+	g.file.RUnlock()
+	if err != nil {
+		return 0, g.fail(fmt.Errorf("syncing segment %s up to %s: %w", g.name, to, err))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.durable = to
+	return to, nil
+}
+
+// fail makes an error final and returns the one that is.
+func (g *Segment) fail(err error) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err == nil {
+		g.err = err
+		g.wake()
+	}
+	return g.err
+}
+
+// failure returns the final error of a segment whose file is closed.
+func (g *Segment) failure() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.err == nil {
+		return errors.New("its file is closed")
+	}
+	return g.err
+}
+
+// Seal makes the whole segment durable under its final name: bytes first, then
+// the rename, then the directory. Every byte must have been written and
+// advanced. Readers get their io.EOF after it. A failure is final for this
+// Segment, except for one that says that it is not complete.
+func (g *Segment) Seal() error {
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
+	g.mu.Lock()
+	st, to := g.state, g.advanced
+	g.mu.Unlock()
+	switch {
+	case st == sealed:
+		return nil
+	case st == finished, st == held:
+		return fmt.Errorf("sealing segment %s: it is not open for writing", g.name)
+	case to != g.End():
+		return fmt.Errorf("sealing segment %s: it is complete up to %s only", g.name, to)
+	}
+	if _, err := g.syncFile(); err != nil {
+		return err
+	}
+	s := g.spool
+	err := s.fs.Rename(s.path(g.fileName()), s.path(g.name.String()))
+	if err == nil {
+		err = s.syncNames()
+	}
+	if err != nil {
+		return g.fail(fmt.Errorf("sealing segment %s: %w", g.name, err))
+	}
+	g.rest(sealed, g.End())
+	return nil
+}
+
+// Finish says that the timeline ended at an LSN inside the segment. What is in
+// front of it must have been advanced; it is durable on return, under the
+// partial's name. Nothing is written any more, and readers get io.EOF there;
+// one that has read further gets ErrFinished.
+func (g *Segment) Finish(at segment.LSN) error {
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
+	g.mu.Lock()
+	st, to, before := g.state, g.advanced, g.finish
+	g.mu.Unlock()
+	switch {
+	case st == finished && at == before:
+		return nil
+	case st != open:
+		return fmt.Errorf("finishing segment %s at %s: it is not open for writing", g.name, at)
+	case at < g.Start() || at >= g.End():
+		return fmt.Errorf("finishing segment %s: %s is not inside it", g.name, at)
+	case at > to:
+		return fmt.Errorf("finishing segment %s at %s: it is complete up to %s only", g.name, at, to)
+	}
+	if _, err := g.sync(); err != nil {
+		return err
+	}
+	g.rest(finished, at)
+	return nil
+}
+
+// rest ends the writing of a segment whose content is durable. The file is
+// closed unless it is being read, so that a backlog of any length does not use
+// up the descriptors.
+func (g *Segment) rest(st state, at segment.LSN) {
+	g.mu.Lock()
+	g.state, g.named = st, true
+	g.written, g.advanced, g.durable = at, at, at
+	if st == finished {
+		g.finish = at
+	} else {
+		g.vouchStart, g.vouchEnd = g.Start(), g.End()
+	}
+	g.wake()
+	g.mu.Unlock()
+	g.file.Lock()
+	defer g.file.Unlock()
+	if g.following.Load() {
+		return
+	}
+	if err := g.closeFile(); err != nil {
+		g.spool.log.Warn("closing a segment that is durable", "segment", g.name.String(), "error", err)
+	}
+}
+
+// closeFile closes the file, if it is open; file is locked.
+func (g *Segment) closeFile() error {
+	f := g.f
+	g.f = nil
+	if f == nil {
+		return nil
+	}
+	return f.Close()
+}
+
+// Follow returns a reader of the segment from its start. It waits where the
+// bytes end that Advance let go, and reads on when there are more; io.EOF
+// comes when the segment is sealed, or where it was finished, so that then
+// Drop is allowed. Any number may be at work at once. Errors: ctx's, the one
+// that ended the Segment (ErrAbandoned among them), ErrDropped, ErrClosed,
+// ErrFinished.
+func (g *Segment) Follow(ctx context.Context) io.Reader {
+	pos := g.Start()
+	return readerFunc(func(p []byte) (int, error) {
+		to, err := g.await(ctx, pos)
+		if err != nil || len(p) == 0 {
+			return 0, err
+		}
+		if err := g.keepOpen(); err != nil {
+			return 0, fmt.Errorf("reading segment %s: %w", g.name, err)
+		}
+		p = p[:min(segment.LSN(len(p)), to-pos)]
+		if err := g.ReadAt(p, pos); err != nil {
+			return 0, err
+		}
+		pos += segment.LSN(len(p))
+		return len(p), nil
+	})
+}
+
+type readerFunc func(p []byte) (int, error)
+
+func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
+
+// await returns up to where there are bytes behind pos, as soon as there are.
+func (g *Segment) await(ctx context.Context, pos segment.LSN) (segment.LSN, error) {
+	for {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		g.mu.Lock()
+		st, err, to := g.state, g.err, g.advanced
+		if err == nil && to == pos && (st == open || st == held) && g.changed == nil {
+			g.changed = make(chan struct{})
+		}
+		changed := g.changed
+		g.mu.Unlock()
+		switch {
+		case err != nil:
+			return 0, fmt.Errorf("reading segment %s at %s: %w", g.name, pos, err)
+		case pos < to:
+			return to, nil
+		case pos > to:
+			return 0, fmt.Errorf("reading segment %s at %s: %w, at %s", g.name, pos, ErrFinished, to)
+		case st == sealed || st == finished:
+			return 0, io.EOF
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// keepOpen opens the file for reading, if it is not open, to stay so until
+// the segment leaves the spool. A file that is being written is only marked,
+// beside its writer, who does not wait for it.
+func (g *Segment) keepOpen() error {
+	g.file.RLock()
+	g.following.Store(true) // rest looks at it under the lock that excludes this one
+	ready := g.f != nil
+	g.file.RUnlock()
+	if ready {
+		return nil
+	}
+	g.file.Lock()
+	defer g.file.Unlock()
+	g.mu.Lock()
+	err := g.err
+	g.mu.Unlock()
+	if err == nil && g.f == nil {
+		g.f, err = g.spool.fs.Open(g.spool.path(g.fileName()), false)
+	}
+	return err
+}
+
+// Abandon gives the file up after a failure: it is closed, and every call and
+// reader gets the error. The file stays on the disk; Begin takes it up anew,
+// as another Segment. A sealed or finished segment is not abandoned.
+func (g *Segment) Abandon() {
+	g.mu.Lock()
+	if g.state == sealed || g.state == finished {
+		g.mu.Unlock()
+		return
+	}
+	g.gone = true
+	g.mu.Unlock()
+	if err := g.shut(ErrAbandoned); err != nil {
+		g.spool.log.Warn("closing a segment that is given up", "segment", g.name.String(), "error", err)
+	}
+}
+
+func (g *Segment) abandoned() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gone
+}
+
+// shut ends the Segment with an error, unless it has one, and closes the file.
+func (g *Segment) shut(reason error) error {
+	_ = g.fail(reason) // which error is final does not matter here
+	g.file.Lock()
+	defer g.file.Unlock()
+	return g.closeFile()
+}
+
+// droppable returns the file's name when the segment may leave the spool.
+func (g *Segment) droppable() (string, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state != sealed && g.state != finished {
+		return "", errors.New("it is neither sealed nor finished")
+	}
+	return g.nameOf(g.state), nil
+}
+
+// fileName returns the name of the segment's file at this moment.
+func (g *Segment) fileName() string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.nameOf(g.state)
+}
+
+func (g *Segment) nameOf(st state) string {
+	if st == sealed {
+		return g.name.String()
+	}
+	return g.name.String() + partialSuffix
+}
+
+// rules returns what the segment's pages must be like. The history makes the
+// check stricter; one that cannot be read leaves it out.
+func (g *Segment) rules(id Identity, history []byte) segment.PageRules {
+	r := segment.PageRules{Name: g.name, Size: g.size, SystemIdentifier: id.SystemIdentifier}
+	if h, err := segment.ParseHistory(g.name.Timeline, history); err == nil && history != nil {
+		r.History = &h
+	}
+	return r
+}
+
+// inspect looks into a partial of an earlier process, of n bytes. empty: it
+// has nothing but zeros.
+func (g *Segment) inspect(n int64) (empty bool, err error) {
+	s := g.spool
+	f, err := s.fs.Open(s.path(g.fileName()), false)
+	if err != nil {
+		return false, err
+	}
+	if empty, err = eachPart(f, n, func([]byte, int64) error { return errNotEmpty }); errors.Is(err, errNotEmpty) {
+		err = g.vouch(f, n)
+	}
+	return empty, errors.Join(err, f.Close())
+}
+
+var errNotEmpty = errors.New("not empty")
+
+// vouch finds out what the records of a partial of n bytes vouch for.
+func (g *Segment) vouch(f disk.File, n int64) error {
+	s := g.spool
+	s.mu.Lock()
+	rules := g.rules(*s.identity, s.histories[g.name.Timeline])
+	s.mu.Unlock()
+	start, end, err := segment.VerifiedRecords(f, n, rules)
+	if err != nil {
+		return fmt.Errorf("checking %s: %w", g.fileName(), err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.vouchStart, g.vouchEnd = start, end
+	g.written, g.advanced, g.durable = g.Start(), g.Start(), g.Start()
+	if start == g.Start() {
+		g.written = end
+	}
+	return nil
+}
+
+// eachPart reads n bytes of f and gives f those parts that are not all zeros.
+// empty: there was none.
+func eachPart(r io.ReaderAt, n int64, f func(part []byte, at int64) error) (empty bool, err error) {
+	buf := make([]byte, 256<<10)
+	empty = true
+	for at := int64(0); at < n; {
+		part := buf[:min(int64(len(buf)), n-at)]
+		if k, err := r.ReadAt(part, at); k < len(part) {
+			return false, fmt.Errorf("reading %d bytes: %w", len(part), err)
+		}
+		for _, b := range part {
+			if b == 0 {
+				continue
+			}
+			empty = false
+			if err := f(part, at); err != nil {
+				return false, err
+			}
+			break
+		}
+		at += int64(len(part))
+	}
+	return empty, nil
+}
+
+// make makes the segment's file, or takes up the one that is there.
+func (g *Segment) make() error {
+	s := g.spool
+	path := s.path(g.name.String() + partialSuffix)
+	f, err := s.fs.Create(path, s.filePerm)
+	if errors.Is(err, fs.ErrExist) {
+		return g.reopen()
+	}
+	if err != nil {
+		return err
+	}
+	if err := f.Allocate(int64(g.size)); err != nil {
+		return errors.Join(err, f.Close(), s.fs.Remove(path))
+	}
+	g.f, g.state = f, open
+	g.vouchStart, g.vouchEnd = g.Start(), g.Start()
+	g.written, g.advanced, g.durable = g.Start(), g.Start(), g.Start()
+	return nil
+}
+
+// reopen opens a partial of an earlier process, or one that was abandoned, for
+// writing. A sync of it may have failed, which the kernel says once and then
+// forgets, taking its pages for clean. So what can be read is written again
+// and synced, and what is then in the file is checked.
+func (g *Segment) reopen() error {
+	s := g.spool
+	f, err := s.fs.Open(s.path(g.name.String()+partialSuffix), true)
+	if err != nil {
+		return err
+	}
+	full := int64(g.size)
+	n, err := f.Size()
+	if err == nil && n > full {
+		err = fmt.Errorf("the partial has %d bytes, a segment has %d", n, full)
+	}
+	if err == nil {
+		err = f.Allocate(full)
+	}
+	if err == nil {
+		_, err = eachPart(f, full, func(part []byte, at int64) error {
+			_, err := f.WriteAt(part, at)
+			return err
+		})
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err == nil {
+		err = g.vouch(f, full)
+	}
+	if err != nil {
+		return errors.Join(err, f.Close())
+	}
+	g.file.Lock()
+	old := g.closeFile()
+	g.f = f
+	g.file.Unlock()
+	g.mu.Lock()
+	g.state = open
+	g.mu.Unlock()
+	if old != nil {
+		s.log.Warn("closing a segment's file that was read", "segment", g.name.String(), "error", old)
+	}
+	return nil
+}
+
+// again makes a held partial the writer's: it is reopened when it is of an
+// earlier process; one that this process was writing is vouched for as far as
+// it was written.
+func (g *Segment) again() error {
+	g.mu.Lock()
+	st, err := g.state, g.err
+	if st == open && err == nil && g.written >= g.vouchStart {
+		g.vouchStart, g.vouchEnd = g.Start(), g.written
+	}
+	g.mu.Unlock()
+	switch {
+	case err != nil:
+		return err
+	case st == sealed:
+		return fmt.Errorf("it is sealed: %w", fs.ErrExist)
+	case st == finished:
+		return fmt.Errorf("it is finished: %w", fs.ErrExist)
+	case st == held:
+		return g.reopen()
+	}
+	return nil
+}
