@@ -238,8 +238,8 @@ func (s *Stream) batch() *Batch {
 
 // run reads until the stream ends and says why.
 func (s *Stream) run() {
+	defer close(s.batches) // behind done: who sees the end finds its reason
 	defer close(s.done)
-	defer close(s.batches)
 	err := s.read()
 	select {
 	case <-s.closing:
