@@ -109,3 +109,20 @@ func (h History) Begin() LSN {
 	}
 	return 0
 }
+
+// BeginOf returns the LSN at which timeline t, this one or an ancestor, began:
+// its parent's switchpoint; zero for the oldest, and for a timeline that is
+// not part of this history.
+func (h History) BeginOf(t Timeline) LSN {
+	var begin LSN
+	for _, s := range h.Ancestors {
+		if s.Timeline == t {
+			return begin
+		}
+		begin = s.At
+	}
+	if t == h.Timeline {
+		return begin
+	}
+	return 0
+}

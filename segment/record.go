@@ -41,10 +41,54 @@ func VerifiedRecords(r io.ReaderAt, n int64, rules PageRules) (start, end LSN, e
 	if err := errors.Join(rules.Size.Check(), rules.Name.Check(rules.Size)); err != nil {
 		return 0, 0, err
 	}
-	w := &recordWalk{r: r, n: min(n, int64(rules.Size)), run: pageRun{PageRules: rules}, buf: make([]byte, 32*PageSize)}
+	w := newRecordWalk(r, n, rules)
 	base := rules.Name.Start(rules.Size)
-	from, to, err := w.walk()
+	from, to, _, err := w.walk()
 	return base + LSN(from), base + LSN(to), err
+}
+
+// LastRecord returns where the last record begins that begins in a whole
+// segment, of which r holds the bytes: the one that the first record of the
+// following segment names as its predecessor. It may go on behind the segment.
+// ok is false when no record of the segment is good. rules and errors as in
+// VerifiedRecords.
+func LastRecord(r io.ReaderAt, rules PageRules) (at LSN, ok bool, err error) {
+	if err := errors.Join(rules.Size.Check(), rules.Name.Check(rules.Size)); err != nil {
+		return 0, false, err
+	}
+	w := newRecordWalk(r, int64(rules.Size), rules)
+	from, to, last, err := w.walk()
+	if err != nil || from == to {
+		return 0, false, err
+	}
+	if to < int64(rules.Size) {
+		// A record begins behind the last whole one and ends in the next segment.
+		return rules.Name.Start(rules.Size) + LSN(to), true, nil
+	}
+	return last, true, nil
+}
+
+// FirstRecordPrev returns what the first record that begins in a segment names
+// as its predecessor (xl_prev). r holds the segment's first n bytes; ok is
+// false while the record is not there whole, or not good.
+func FirstRecordPrev(r io.ReaderAt, n int64, rules PageRules) (prev LSN, ok bool, err error) {
+	if err := errors.Join(rules.Size.Check(), rules.Name.Check(rules.Size)); err != nil {
+		return 0, false, err
+	}
+	w := newRecordWalk(r, n, rules)
+	h, ok, err := w.enter(0)
+	if err != nil || !ok {
+		return 0, false, err
+	}
+	if h.Info&infoContRecord != 0 {
+		step, err := w.data(h.Remaining, func([]byte) {})
+		if err != nil || step == stepStop {
+			return 0, false, err
+		}
+		w.nextRecord(step)
+	}
+	rec, step, err := w.record(0)
+	return rec.before, err == nil && step == stepDone, err
 }
 
 // recordWalk reads a segment's records in order. Places are counted from the
@@ -62,6 +106,10 @@ type recordWalk struct {
 	rest []byte // of the current page, from at on
 }
 
+func newRecordWalk(r io.ReaderAt, n int64, rules PageRules) *recordWalk {
+	return &recordWalk{r: r, n: min(n, int64(rules.Size)), run: pageRun{PageRules: rules}, buf: make([]byte, 32*PageSize)}
+}
+
 // How a step of the walk ended.
 type walkStep int
 
@@ -71,32 +119,33 @@ const (
 	stepOverwritten          // the record was given up; another begins on the page just entered
 )
 
-func (w *recordWalk) walk() (start, end int64, err error) {
+// walk returns the range that records vouch for, and where the last good
+// record begins.
+func (w *recordWalk) walk() (start, end int64, last LSN, err error) {
 	h, ok, err := w.enter(0)
 	if err != nil || !ok {
-		return 0, 0, err
+		return 0, 0, 0, err
 	}
 	if h.Info&infoContRecord != 0 {
 		step, err := w.data(h.Remaining, func([]byte) {})
 		if err != nil || step == stepStop {
-			return 0, 0, err
+			return 0, 0, 0, err
 		}
 		start = w.nextRecord(step)
 	}
-	prev := LSN(0)
 	for end = start; ; {
-		rec, step, err := w.record(prev)
+		rec, step, err := w.record(last)
 		if err != nil || step == stepStop {
 			if end == start {
-				return 0, 0, err
+				return 0, 0, 0, err
 			}
-			return start, end, err
+			return start, end, last, err
 		}
 		next := w.nextRecord(step)
 		if step == stepOverwritten {
 			continue // the record in front of it stays the predecessor
 		}
-		end, prev = next, rec.at
+		end, last = next, rec.at
 		if !rec.isSwitch {
 			continue
 		}
@@ -104,7 +153,7 @@ func (w *recordWalk) walk() (start, end int64, err error) {
 		if zeros {
 			end = w.n
 		}
-		return start, end, err
+		return start, end, last, err
 	}
 }
 
@@ -122,6 +171,7 @@ func (w *recordWalk) nextRecord(step walkStep) int64 {
 // foundRecord is a record whose checksum is right.
 type foundRecord struct {
 	at       LSN
+	before   LSN // the record that it says comes before it (xl_prev)
 	isSwitch bool
 }
 
@@ -155,8 +205,8 @@ func (w *recordWalk) record(prev LSN) (foundRecord, walkStep, error) {
 		return rec, step, err
 	}
 	crc = crc32.Update(crc, table, header[:beforeCRC])
-	before := LSN(le.Uint64(header[8:]))
-	if crc != le.Uint32(header[beforeCRC:]) || before >= rec.at || prev != 0 && before != prev {
+	rec.before = LSN(le.Uint64(header[8:]))
+	if crc != le.Uint32(header[beforeCRC:]) || rec.before >= rec.at || prev != 0 && rec.before != prev {
 		return rec, stepStop, nil
 	}
 	rec.isSwitch = header[17] == rmgrXLOG && header[16]&infoMask == infoSwitch

@@ -116,6 +116,11 @@ func TestHistory(t *testing.T) {
 			t.Errorf("Owner(%v) = %d; want %d", l, got, want)
 		}
 	}
+	for tl, want := range map[Timeline]LSN{1: 0, 2: 0, 3: 0x3000000, 4: 0x5000028, 9: 0} {
+		if got := h.BeginOf(tl); got != want {
+			t.Errorf("BeginOf(%d) = %v; want %v", tl, got, want)
+		}
+	}
 	for p, want := range map[Position]bool{{1, 0x3000000}: true, {1, 0x3000001}: false, {2, 0x1000000}: false, {3, 0x5000028}: true, {4, 0x9000000}: true, {5, 1}: false} {
 		if got := h.Contains(p); got != want {
 			t.Errorf("Contains(%v) = %v; want %v", p, got, want)
