@@ -33,6 +33,8 @@ type Trouble struct {
 	told     time.Time
 	reason   string
 	lastWait time.Duration
+	doubled  time.Time     // when lastWait last grew
+	over     chan struct{} // closed by Over, which wakes those who wait
 }
 
 // New returns a trouble that has not begun. what completes the sentences
@@ -41,7 +43,7 @@ func New(log *slog.Logger, what string) *Trouble {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Trouble{log: log, what: what}
+	return &Trouble{log: log, what: what, over: make(chan struct{})}
 }
 
 // Failed records a failed attempt, tells it if it is time, and returns how
@@ -62,10 +64,12 @@ func (t *Trouble) Failed(err error) time.Duration {
 			t.log.Warn("still cannot "+t.what, "error", reason, "for", now.Sub(t.since).Round(time.Second).String(), "attempts", t.failing)
 		}
 	}
-	if t.lastWait == 0 {
-		t.lastWait = First
-	} else {
-		t.lastWait = min(2*t.lastWait, Longest)
+	switch {
+	case t.lastWait == 0:
+		t.lastWait, t.doubled = First, now
+	case now.Sub(t.doubled) >= t.lastWait*4/5:
+		// Several workers that fail at the same time are one failure.
+		t.lastWait, t.doubled = min(2*t.lastWait, Longest), now
 	}
 	return time.Duration(float64(t.lastWait) * (0.8 + 0.4*rand.Float64()))
 }
@@ -73,11 +77,22 @@ func (t *Trouble) Failed(err error) time.Duration {
 // Wait records a failed attempt like Failed and sleeps until the next is due.
 // It returns the context's error when that ends the wait.
 func (t *Trouble) Wait(ctx context.Context, err error) error {
-	timer := time.NewTimer(t.Failed(err))
+	return t.Sleep(ctx, t.Failed(err))
+}
+
+// Sleep waits for the given time, or until the trouble is over for somebody
+// else who has it, or until ctx ends (then its error).
+func (t *Trouble) Sleep(ctx context.Context, wait time.Duration) error {
+	t.mu.Lock()
+	over := t.over
+	t.mu.Unlock()
+	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
 		return ctx.Err()
+	case <-over:
+		return nil
 	case <-timer.C:
 		return nil
 	}
@@ -89,6 +104,8 @@ func (t *Trouble) Over() {
 	defer t.mu.Unlock()
 	if t.failing > 0 {
 		t.log.Info("can "+t.what+" again", "after", time.Since(t.since).Round(time.Second).String())
+		close(t.over)
+		t.over = make(chan struct{})
 	}
 	t.failing, t.reason = 0, ""
 }

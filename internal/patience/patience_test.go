@@ -64,3 +64,22 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestWorkersWithOneTroubleWaitTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(nil, "store")
+		for range 4 {
+			if d := tr.Failed(errors.New("x")); d > 1200*time.Millisecond {
+				t.Errorf("four failures at one instant wait %v", d)
+			}
+		}
+		done := make(chan error)
+		begin := time.Now()
+		go func() { done <- tr.Sleep(context.Background(), time.Hour) }()
+		synctest.Wait()
+		tr.Over()
+		if err := <-done; err != nil || time.Since(begin) != 0 {
+			t.Errorf("Over did not wake who waits: %v after %v", err, time.Since(begin))
+		}
+	})
+}
