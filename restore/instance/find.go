@@ -71,7 +71,11 @@ func Find(ctx context.Context, dirs []string) ([]Installation, error) {
 			return nil, err
 		}
 	}
-	for _, d := range usual() {
+	places, err := usual()
+	if err != nil {
+		return nil, err
+	}
+	for _, d := range places {
 		// What lies about in the usual places need not work: a broken
 		// installation there is passed over like one that is not there.
 		if err := add(d); err != nil && ctx.Err() != nil {
@@ -87,12 +91,12 @@ func Find(ctx context.Context, dirs []string) ([]Installation, error) {
 
 // usual lists the existing directories of the usual places and the directory
 // of the initdb on PATH.
-func usual() []string {
+func usual() ([]string, error) {
 	var dirs []string
 	for _, pattern := range usualPlaces {
 		m, err := filepath.Glob(pattern)
 		if err != nil {
-			panic(err) // a pattern above is malformed
+			return nil, fmt.Errorf("looking for PostgreSQL in %s: %w", pattern, err)
 		}
 		dirs = append(dirs, m...)
 	}
@@ -103,7 +107,7 @@ func usual() []string {
 			dirs = append(dirs, filepath.Dir(real))
 		}
 	}
-	return dirs
+	return dirs, nil
 }
 
 // inspect asks the programs in bin for their version. ErrNoPostgreSQL when
