@@ -1,0 +1,30 @@
+// Package archive is what is kept for good: WAL segments, timeline history and
+// the identity of one cluster, in an object store, in WAL-G's layout with
+// walferry's own objects beside it.
+//
+//	wal_005/<SEGMENT><ext>           a whole segment
+//	wal_005/<SEGMENT>.partial<ext>   the last segment of a timeline that ended at W: [0, W), then zeros
+//	wal_005/<TLI>.history<ext>       timeline history
+//	basebackups_005/                 base backups; one exists when its sentinel does
+//	walferry_005/identity.json       system identifier, segment size and WAL codec
+//
+// # Objects do not change
+//
+// Everything here is stored put-if-absent. Where an object of the name exists,
+// its decoded content decides: equal content is success (another receiver's,
+// or our own whose answer was lost), other content is ErrConflict and stays as
+// it is. So two receivers on one archive are safe, and so is every retry.
+//
+//	operation        crash or lost answer          state left              recovery
+//	claim            before the identity is put    nothing                 claimed again
+//	claim            after it                      the identity            it is compared, and is equal
+//	put a segment,   before or in the middle       nothing                 put again
+//	history, partial after it                      the object              put again: exists with equal content
+//
+// # What is known and what is not
+//
+// ErrNotFound says that the store answered, for each form that an object can
+// have, that there is none. Every other failure of the store is passed on and
+// proves nothing. Names and sizes of objects are facts of the listing; what an
+// object holds is known once it was decoded to its end.
+package archive
