@@ -1,0 +1,14 @@
+// Package integration runs the walferry binary against real PostgreSQL servers
+// and a real S3 server, with faults: processes killed, storage taken away,
+// clusters exchanged. It holds nothing but tests.
+//
+// The binary is built once a run, with the race detector. Everything happens
+// in one directory below the temporary directory, as an unprivileged user when
+// the tests run as root, and with an environment that holds nothing of the
+// caller's; nothing runs on or is left when the tests are over.
+//
+// PostgreSQL is found in the directories of $WALFERRY_TEST_PG (colon
+// separated, each a directory of server programs) and in the usual places; the
+// run says which versions it used. Without a server, or with -short, every
+// test is skipped, and says so.
+package integration

@@ -1,0 +1,101 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/walferry/walferry/restore/instance"
+)
+
+// requiredMajor is the version that the scenarios run on; those that are
+// cheap run on every version found.
+const requiredMajor = 15
+
+// lab is what all tests of one run share. It does not change once the tests
+// run, but for the binaries, which are built when they are first asked for.
+type lab struct {
+	dir     string // everything is in here; other users can pass through
+	account instance.Account
+	found   []instance.Installation // newest first; empty: no tests
+	main    instance.Installation   // the one of the scenarios
+	missing string                  // why nothing can run, or ""
+
+	binary    func() (string, error)
+	panicking func() (string, error)
+}
+
+var theLab *lab
+
+func TestMain(m *testing.M) {
+	flag.Parse()
+	code, err := runAll(m)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "integration:", err)
+		code = 1
+	}
+	os.Exit(code)
+}
+
+func runAll(m *testing.M) (code int, err error) {
+	ctx := context.Background()
+	l := &lab{}
+	theLab = l
+	if testing.Short() {
+		l.missing = "-short"
+		return m.Run(), nil
+	}
+	l.found, err = instance.Find(ctx, filepath.SplitList(os.Getenv("WALFERRY_TEST_PG")))
+	if errors.Is(err, instance.ErrNoPostgreSQL) && os.Getenv("WALFERRY_TEST_PG") == "" {
+		l.missing = err.Error()
+		fmt.Fprintln(os.Stderr, "integration: NOTHING IS TESTED HERE:", err)
+		return m.Run(), nil
+	}
+	if err != nil {
+		return 1, err
+	}
+	l.main = l.found[0]
+	for _, i := range l.found {
+		if i.Major == requiredMajor {
+			l.main = i
+			break
+		}
+	}
+	fmt.Fprintf(os.Stderr, "integration: the scenarios run on %s; all versions found:", l.main)
+	for _, i := range l.found {
+		fmt.Fprintf(os.Stderr, " %s", i.Version)
+	}
+	fmt.Fprintln(os.Stderr)
+	if l.account, err = instance.Unprivileged(); err != nil {
+		return 1, err
+	}
+	if l.dir, err = os.MkdirTemp("", "walferry-it-"); err != nil {
+		return 1, err
+	}
+	defer func() { err = errors.Join(err, os.RemoveAll(l.dir)) }()
+	if err := os.Chmod(l.dir, 0o755); err != nil {
+		return 1, err
+	}
+	l.binary = sync.OnceValues(func() (string, error) { return l.build(ctx, "walferry") })
+	l.panicking = sync.OnceValues(func() (string, error) { return l.buildPanicking(ctx) })
+	return m.Run(), nil
+}
+
+// build builds cmd/walferry with the race detector. It takes minutes on a
+// machine that never did, and seconds afterwards.
+func (l *lab) build(ctx context.Context, name string, flags ...string) (string, error) {
+	out := filepath.Join(l.dir, name)
+	args := append([]string{"build", "-race", "-o", out}, flags...)
+	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/walferry/walferry/cmd/walferry")...)
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
+	}
+	return out, os.Chmod(out, 0o755)
+}
