@@ -13,7 +13,16 @@ const Masked = "********"
 // passwords. What cannot be read for certain is not shown at all.
 func MaskDSN(dsn string) string {
 	if strings.HasPrefix(dsn, "postgres://") || strings.HasPrefix(dsn, "postgresql://") {
-		return MaskURL(dsn)
+		dsn = MaskURL(dsn) // and below, for what stands in a place of its own
+		if dsn == Masked {
+			return dsn
+		}
+		return passwordWord.ReplaceAllStringFunc(dsn, func(s string) string {
+			if strings.Contains(s, Masked) {
+				return s // done already, and more may follow it
+			}
+			return passwordWord.ReplaceAllString(s, "${1}"+Masked)
+		})
 	}
 	if strings.Contains(dsn, "://") {
 		return Masked

@@ -63,7 +63,7 @@ func (s *Set) readWALG(home string) error {
 func jsonPlace(content []byte, err error) error {
 	var syntax *json.SyntaxError
 	if errors.As(err, &syntax) {
-		return fmt.Errorf("line %d: %w", 1+strings.Count(string(content[:min(int(syntax.Offset), len(content))]), "\n"), syntax)
+		return fmt.Errorf("line %d: %w", 1+strings.Count(string(content[:min(max(int(syntax.Offset)-1, 0), len(content))]), "\n"), syntax)
 	}
 	return errors.New("it is something else")
 }
