@@ -20,10 +20,14 @@ import (
 	"os"
 	"os/signal"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"syscall"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/walferry/walferry/restore"
+	"github.com/walferry/walferry/segment"
 )
 
 func main() {
@@ -54,10 +58,39 @@ func run(p *program) int {
 		// SIGTERM.
 		return runFetch(p, args)
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
-	return p.report(p.do(ctx))
+	commands := commandTable(p)
+	line, err := readLine(commands, p.args)
+	if err == nil {
+		if len(line.commands) == 1 && line.commands[0].Name == "fetch" && !line.help && !line.version {
+			// Behind the value of a flag that is itself a command's name.
+			return runFetch(p, line.ordered("")[2:])
+		}
+		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+		defer stop()
+		context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
+		err = p.do(ctx, commands, line)
+	}
+	code := p.report(err)
+	if code == exitUsage && namesWAL(p.args) {
+		// A restore_command whose "fetch" is misspelt. What it ends in is not
+		// for the shell but for PostgreSQL, which would promote on a 2.
+		cwd, wdErr := os.Getwd()
+		if wdErr != nil {
+			cwd = "."
+		}
+		return restore.FindPlace(cwd, p.args[len(p.args)-1]).Mode.ExitCode(&restore.SettingError{Err: err})
+	}
+	return code
+}
+
+// namesWAL reports whether one of the arguments is the name of a file that
+// PostgreSQL asks a restore_command for, and so none of a person's.
+func namesWAL(args []string) bool {
+	return slices.ContainsFunc(args, func(arg string) bool {
+		_, segmentErr := segment.ParseName(arg)
+		_, historyErr := segment.ParseHistoryName(arg)
+		return segmentErr == nil || historyErr == nil
+	})
 }
 
 // fetchArguments returns the arguments of fetch, if that is the command: the
@@ -77,12 +110,8 @@ func fetchArguments(args []string) ([]string, bool) {
 }
 
 // do runs every command but fetch.
-func (p *program) do(ctx context.Context) error {
-	commands := commandTable(p)
-	line, err := readLine(commands, p.args)
+func (p *program) do(ctx context.Context, commands []*cli.Command, line *line) error {
 	switch {
-	case err != nil:
-		return err
 	case line.help:
 		return printHelp(p.stdout, commands, line.commands)
 	case line.version:
