@@ -179,7 +179,6 @@ type PageChecker struct {
 	done   uint64 // bytes seen
 	zeros  bool   // in the tail of zeros
 	header [longHeader]byte
-	have   int // bytes of the current page's header that are in header
 	err    error
 }
 

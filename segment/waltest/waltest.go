@@ -78,17 +78,15 @@ func (l *Log) Switch() segment.LSN {
 	return at
 }
 
-// Abort appends the first part of a record of n bytes of data, up to the end
-// of its first page, and then, on the next page, what a server writes that
-// crashed in the middle of it: the mark that the record never went on, and the
-// record that says so. It returns the LSN of the record that was given up.
-func (l *Log) Abort(n int) segment.LSN {
+// Abort appends the first part of a record that is longer than a page, up to
+// the end of the page on which it begins, and then, on the next page, what a
+// server writes that crashed in the middle of it: the mark that the record
+// never went on, and the record that says so. It returns the LSN of the record
+// that was given up.
+func (l *Log) Abort() segment.LSN {
 	prev := l.prev
-	at := l.Record(n)
+	at := l.Record(segment.PageSize)
 	page := (at | (segment.PageSize - 1)) + 1
-	if page >= l.End() {
-		panic("waltest: the record to be given up ends on its page")
-	}
 	l.buf = l.buf[:page-l.start]
 	l.prev = prev
 	l.page(0, 0x0008)
