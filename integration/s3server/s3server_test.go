@@ -1,0 +1,186 @@
+package s3server_test
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/walferry/walferry/integration/s3server"
+)
+
+func TestServer(t *testing.T) {
+	s := s3server.Start(t)
+	s.MakeBucket(t, "wal")
+	if _, err := os.Stat(filepath.Join(s.Dir, "wal")); err != nil {
+		t.Error(err)
+	}
+	u, v := s.AddUser(t, "wal"), s.AddUser(t, "wal")
+	if u == v {
+		t.Errorf("two users are %+v", u)
+	}
+	for range 2 {
+		s.Stop(t)
+		if _, err := http.Get(s.URL); !errors.Is(err, syscall.ECONNREFUSED) {
+			t.Errorf("a stopped server: %v", err)
+		}
+		s.Restart(t)
+		r, err := http.Get(s.URL)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := r.Body.Close(); err != nil || r.StatusCode != http.StatusForbidden {
+			t.Errorf("an unsigned request: %s, %v", r.Status, err)
+		}
+	}
+}
+
+// behind makes a proxy in front of a server that tells what came.
+func behind(t *testing.T, came chan<- string) *s3server.Proxy {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		b, err := io.ReadAll(r.Body)
+		if err != nil {
+			return
+		}
+		came <- r.Method + " " + r.Host + r.RequestURI + " " + string(b)
+		if _, err := io.WriteString(w, strings.Repeat("x", 1000)); err != nil {
+			t.Error(err)
+		}
+	}))
+	t.Cleanup(server.Close)
+	return s3server.NewProxy(t, server.URL)
+}
+
+// do sends a request and returns status, length of the answer, and the error of
+// reading it.
+func do(t *testing.T, verb, url, body string) (int, int, error) {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), verb, url, strings.NewReader(body))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tr := &http.Transport{DisableKeepAlives: true}
+	r, err := tr.RoundTrip(req)
+	if err != nil {
+		return 0, 0, err
+	}
+	b, err := io.ReadAll(r.Body)
+	if cerr := r.Body.Close(); cerr != nil {
+		t.Error(cerr)
+	}
+	return r.StatusCode, len(b), err
+}
+
+func TestProxyPassesOn(t *testing.T) {
+	came := make(chan string, 1)
+	p := behind(t, came)
+	path := "/bucket/p/wal_005/a%2Bb?x=1"
+	if status, n, err := do(t, "PUT", p.URL+path, "body"); status != 200 || n != 1000 || err != nil {
+		t.Errorf("status %d, %d bytes, %v", status, n, err)
+	}
+	if got, want := <-came, "PUT "+strings.TrimPrefix(p.URL, "http://")+path+" body"; got != want {
+		t.Errorf("the server got %q, want %q", got, want)
+	}
+}
+
+func TestProxyFaults(t *testing.T) {
+	for _, test := range []struct {
+		fault  s3server.Fault
+		verb   string
+		seen   bool // by the server
+		status int
+		failed bool // the exchange
+	}{
+		{s3server.Unavailable, "PUT", false, 503, false},
+		{s3server.LostAnswer, "PUT", true, 0, true},
+		{s3server.Reset, "PUT", false, 0, true},
+		{s3server.Reset, "GET", true, 200, true},
+		{s3server.Truncate, "GET", true, 200, true},
+	} {
+		t.Run(string(test.fault)+" "+test.verb, func(t *testing.T) {
+			came := make(chan string, 1)
+			p := behind(t, came)
+			p.Inject(test.fault, test.verb+" wal_005", 1)
+			body := ""
+			if test.verb == "PUT" {
+				body = strings.Repeat("b", 1000)
+			}
+			if status, _, err := do(t, "HEAD", p.URL+"/b/other", ""); status != 200 || err != nil {
+				t.Errorf("a request that was not meant: %d, %v", status, err)
+			}
+			<-came
+			status, n, err := do(t, test.verb, p.URL+"/b/wal_005/k", body)
+			if status != test.status && !(status == 0 && err != nil) || (err != nil) != test.failed {
+				t.Errorf("status %d, %d bytes, %v, want status %d, failure %v", status, n, err, test.status, test.failed)
+			}
+			if test.failed && n >= 1000 {
+				t.Errorf("the whole answer came")
+			}
+			if len(came) == 1 != test.seen {
+				t.Errorf("the server saw the request: %v, want %v", !test.seen, test.seen)
+			}
+			for len(came) > 0 {
+				<-came
+			}
+			if status, n, err := do(t, test.verb, p.URL+"/b/wal_005/k", body); status != 200 || n != 1000 || err != nil {
+				t.Errorf("the request after it: %d, %d bytes, %v", status, n, err)
+			}
+			if got := p.Counts(); got["HEAD"] != 1 || got[test.verb+" wal_005"] != 2 {
+				t.Errorf("counts are %v", got)
+			}
+			p.ResetCounts()
+			if got := p.Counts(); len(got) != 0 {
+				t.Errorf("counts begin anew with %v", got)
+			}
+		})
+	}
+}
+
+func TestProxyBlackHole(t *testing.T) {
+	came := make(chan string, 4)
+	p := behind(t, came)
+	p.Inject(s3server.BlackHole, "", -1)
+	failed := make(chan error, 2)
+	for range 2 {
+		go func() {
+			_, _, err := do(t, "GET", p.URL+"/b/wal_tail_005/k", "")
+			failed <- err
+		}()
+	}
+	for p.Counts()["GET wal_tail_005"] < 2 {
+		select {
+		case err := <-failed:
+			t.Fatalf("an answer came out of a black hole: %v", err)
+		case <-time.After(time.Millisecond):
+		}
+	}
+	p.Heal()
+	for range 2 {
+		if err := <-failed; err == nil {
+			t.Error("an answer came out of a black hole")
+		}
+	}
+	p.Slow(time.Millisecond)
+	if status, n, err := do(t, "GET", p.URL+"/b?list-type=2&prefix=p/wal_005/", ""); status != 200 || n != 1000 || err != nil {
+		t.Errorf("after it was healed: %d, %d bytes, %v", status, n, err)
+	}
+	if got := p.Counts()["LIST wal_005"]; got != 1 {
+		t.Errorf("counts are %v", p.Counts())
+	}
+}
+
+// TestProxyWithoutServer: a server that is away is a reset connection.
+func TestProxyWithoutServer(t *testing.T) {
+	server := httptest.NewServer(http.NotFoundHandler())
+	server.Close()
+	p := s3server.NewProxy(t, server.URL)
+	if _, _, err := do(t, "GET", p.URL+"/b/k", ""); err == nil {
+		t.Error("an answer came from a server that is away")
+	}
+}
