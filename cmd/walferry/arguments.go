@@ -180,7 +180,10 @@ func (r *reader) long(arg string, rest []string) ([]string, error) {
 		return nil, usageError("--%s takes no value", name)
 	}
 	f := r.find(name)
-	if f == nil || len(name) == 1 {
+	switch {
+	case f != nil && len(name) == 1:
+		return nil, usageError("unknown flag --%s: did you mean -%s?", name, name)
+	case f == nil:
 		return nil, r.unknown("--" + name)
 	}
 	if isBool(f) {

@@ -149,7 +149,7 @@ WITH here AS (SELECT CASE WHEN pg_is_in_recovery()
                           THEN coalesce(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
                           ELSE pg_current_wal_lsn() END AS lsn)
 SELECT here.lsn, s.slot_name, s.slot_type, s.temporary, s.active, s.active_pid, a.application_name,
-       s.restart_lsn, greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0), s.wal_status, s.safe_wal_size,
+       s.restart_lsn, CASE WHEN s.restart_lsn IS NOT NULL THEN greatest(pg_wal_lsn_diff(here.lsn, s.restart_lsn), 0) END, s.wal_status, s.safe_wal_size,
        to_jsonb(s) ->> 'invalidation_reason'
 FROM here LEFT JOIN pg_replication_slots s ON true LEFT JOIN pg_stat_activity a ON a.pid = s.active_pid
 ORDER BY s.slot_name`

@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/archive/objstore/dir"
+	"github.com/walferry/walferry/archive/objstore/s3"
 	"github.com/walferry/walferry/cmd/internal/settings"
 )
 
@@ -17,8 +19,9 @@ import (
 type storeSettings struct {
 	url    string // without secrets
 	origin settings.Origin
-	dir    string // of file://
-	create bool   // the default archive: made when it is missing
+	s3     *s3.Config // of s3://; nil: a directory
+	dir    string     // of file://
+	create bool       // the default archive: made when it is missing
 }
 
 // findStore finds out where the archive is: --store, WALFERRY_STORE and the
@@ -31,12 +34,10 @@ func (p *program) findStore(set *settings.Set, orDefault bool) (storeSettings, e
 	if v := set.Value("store"); v.IsSet() {
 		return parseStore(v, set)
 	}
-	for _, name := range []string{"WALG_S3_PREFIX", "WALE_S3_PREFIX"} {
-		if v, ok := set.Variable(name); ok {
-			return parseStore(v, set)
-		}
+	if v, ok := firstVariable(set, walgNames("S3_PREFIX")...); ok {
+		return parseStore(v, set)
 	}
-	if v, ok := set.Variable("WALG_FILE_PREFIX"); ok {
+	if v, ok := firstVariable(set, walgNames("FILE_PREFIX")...); ok {
 		path := strings.TrimPrefix(strings.TrimPrefix(v.Text, "file://localhost"), "file://")
 		if !filepath.IsAbs(path) {
 			return storeSettings{}, usageError("invalid %s: want an absolute path", v.Describe())
@@ -103,14 +104,60 @@ func parseStore(v settings.Value, set *settings.Set) (storeSettings, error) {
 	return s, usageError("invalid %s: unknown scheme %q: want s3:// or file://", v.Describe(), scheme)
 }
 
-// parseS3 reads an s3:// URL and what WAL-G's and the AWS tools' variables
-// add to it.
-func parseS3(v settings.Value, _ *settings.Set) (storeSettings, error) {
-	return storeSettings{url: v.Shown(), origin: v.Origin}, errors.New("s3 is not wired yet")
+// parseS3 reads an s3:// URL, and what WAL-G's and the AWS tools' variables
+// add where the URL has no key for it. What the AWS library reads from the
+// environment by itself is left to it.
+func parseS3(v settings.Value, set *settings.Set) (storeSettings, error) {
+	c, err := s3.ParseURL(v.Text)
+	if err != nil {
+		return storeSettings{}, withExit(exitUsage, fmt.Errorf("%s: %w", v.Describe(), err), "")
+	}
+	for _, add := range []struct {
+		to   *string
+		from []string
+	}{
+		{&c.SSE, walgNames("S3_SSE")},
+		{&c.SSEKMSKeyID, walgNames("S3_SSE_KMS_ID")},
+		{&c.StorageClass, walgNames("S3_STORAGE_CLASS")},
+		{&c.CAFile, walgNames("S3_CA_CERT_FILE")},
+		// The other two are for what stands in ~/.walg.json.
+		{&c.Endpoint, []string{"AWS_ENDPOINT", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL"}},
+	} {
+		if x, ok := firstVariable(set, add.from...); ok && *add.to == "" {
+			*add.to = x.Text
+		}
+	}
+	if x, ok := set.Variable("AWS_S3_FORCE_PATH_STYLE"); ok && !strings.Contains(v.Text, "path_style=") {
+		if c.PathStyle, err = strconv.ParseBool(x.Text); err != nil {
+			return storeSettings{}, usageError("invalid %s: want true or false", x.Describe())
+		}
+	}
+	return storeSettings{url: v.Shown(), origin: v.Origin, s3: &c}, nil
 }
 
-// open opens the store. The default archive is made when it is missing.
-func (s storeSettings) open(context.Context) (objstore.Store, error) {
+// walgNames are the variables in which WAL-G looks for a setting.
+func walgNames(name string) []string { return []string{"WALG_" + name, "WALE_" + name} }
+
+// firstVariable returns the first of the variables that is set.
+func firstVariable(set *settings.Set, names ...string) (settings.Value, bool) {
+	for _, name := range names {
+		if v, ok := set.Variable(name); ok {
+			return v, true
+		}
+	}
+	return settings.Value{}, false
+}
+
+// open opens the store. The default archive is made when it is missing. No
+// network is used: that a bucket is there is known from the first call.
+func (s storeSettings) open(ctx context.Context) (objstore.Store, error) {
+	if s.s3 != nil {
+		store, err := s3.Open(ctx, *s.s3)
+		if err != nil { // a mistake in what the environment adds
+			return nil, withExit(exitUsage, fmt.Errorf("the store %s (%s): %w", s.url, s.origin, err), "")
+		}
+		return store, nil
+	}
 	var opts []dir.Option
 	if s.create {
 		opts = append(opts, dir.Create)
@@ -130,7 +177,7 @@ func (s storeSettings) open(context.Context) (objstore.Store, error) {
 func findCompression(set *settings.Set) (codec.Method, error) {
 	v := set.Value("compress")
 	if !v.IsSet() {
-		if walg, ok := set.Variable("WALG_COMPRESSION_METHOD"); ok {
+		if walg, ok := firstVariable(set, walgNames("COMPRESSION_METHOD")...); ok {
 			v = walg
 		}
 	}
