@@ -25,6 +25,7 @@ type Conn struct {
 	version Version
 	server  string // host:port and user, for errors
 	pid     uint32
+	config  *Config // for this server alone
 	dead    bool
 }
 
@@ -49,6 +50,10 @@ func (c *Conn) String() string { return c.server }
 // Parameter returns a parameter that the server reported when we connected,
 // such as in_hot_standby, or "".
 func (c *Conn) Parameter(name string) string { return c.params[name] }
+
+// Config returns settings that lead to this very server, for further
+// connections to it.
+func (c *Conn) Config() *Config { return c.config }
 
 // InRecovery tells whether the server was a standby when we connected. It is
 // known from PostgreSQL 14 on.
