@@ -203,6 +203,7 @@ func TestPutSegmentExists(t *testing.T) {
 	}
 	frame := func(m codec.Method, content []byte) []byte { return bytesOf(t, encoded(t, m, content)) }
 	whole := frame(lz4, content)
+	ours := encoded(t, lz4, content)
 	for _, c := range []struct {
 		what    string
 		there   []byte
@@ -230,7 +231,7 @@ func TestPutSegmentExists(t *testing.T) {
 				store := mem.NewWith(mem.Options{NoCRC: noCRC})
 				key := "wal_005/000000020000000000000003.lz4"
 				put(t, store, key, c.there)
-				err := New(store, Options{}).PutSegment(t.Context(), n, lz4, encoded(t, lz4, content), bytes.NewReader(content), mb)
+				err := New(store, Options{}).PutSegment(t.Context(), n, lz4, ours, bytes.NewReader(content), mb)
 				if !bytes.Equal(stored(t, store, key), c.there) {
 					t.Error("the stored object changed")
 				}
@@ -307,7 +308,7 @@ type brokenBody struct {
 
 func (b *brokenBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = io.ErrUnexpectedEOF
 	}
 	return n, err
