@@ -4,15 +4,24 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v2"
 
+	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/codec"
+	"github.com/walferry/walferry/archive/objstore"
+	"github.com/walferry/walferry/receiver"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk"
+	"github.com/walferry/walferry/segment/spool"
+	"github.com/walferry/walferry/uploader"
 )
 
 // receiveSettings is what receive was told, checked.
@@ -27,6 +36,7 @@ type receiveSettings struct {
 	SpoolLimit    int64 // bytes; 0: the spool's own default
 	Hold          int64 // bytes; 0: no hold
 	Compress      codec.Method
+	CompressGiven bool // else the archive's own codec wins
 	ShutdownGrace time.Duration
 	EndPos        segment.LSN // 0: none
 	NoLoop        bool
@@ -89,6 +99,8 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	if s.Compress, err = findCompression(c.set); err != nil {
 		return s, err
 	}
+	_, walg := c.set.Variable("WALG_COMPRESSION_METHOD")
+	s.CompressGiven = walg || c.set.Value("compress").IsSet()
 	if s.Store, err = c.findStore(c.set, true); err != nil {
 		return s, err
 	}
@@ -96,8 +108,166 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	return s, err
 }
 
+// frameMemory is how much of one compressed segment is held in memory; the
+// rest of a large one goes to an unlinked file in the spool's directory.
+const frameMemory = 8 << 20
+
+// watchInterval is how often the server is asked whether commits wait for us.
+const watchInterval = 10 * time.Second
+
 // runReceive receives until ctx ends, the end position is reached, or
 // something forbids to go on.
-func runReceive(context.Context, receiveSettings) error {
-	return errors.New("receive is not wired yet")
+func runReceive(ctx context.Context, s receiveSettings) (err error) {
+	store, err := s.Store.open(ctx)
+	if err != nil {
+		return err
+	}
+	sp, err := spool.Open(disk.OS{}, s.SpoolDir, spool.Options{Limit: s.SpoolLimit, Log: s.Log})
+	if err != nil {
+		return spoolError(err, s.SpoolDir)
+	}
+	defer func() {
+		if closeErr := sp.Close(); closeErr != nil {
+			err = errors.Join(err, fmt.Errorf("closing the spool: %w", closeErr))
+		}
+	}()
+
+	ar := archive.New(store, archive.Options{Log: s.Log, SingleReceiver: s.SingleReceiver})
+	up := uploader.New(sp, ar, uploader.Options{
+		Method: s.Compress, Follow: !s.CompressGiven,
+		Buffers: codec.NewBuffers(frameMemory, s.SpoolDir), Log: s.Log,
+	})
+	rec := receiver.New(sp, archiveView{ar, up}, up, receiver.Options{
+		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, s.Server) },
+		SlotPosition: func(ctx context.Context, slot string) (segment.LSN, bool, error) {
+			return slotPosition(ctx, s.Server, s.Database, slot)
+		},
+		Slot: s.Slot, ApplicationName: s.Server.ApplicationName(),
+		EndPos: s.EndPos, NoLoop: s.NoLoop, Hold: s.Hold,
+		ShutdownGrace: s.ShutdownGrace, WatchInterval: watchInterval, Log: s.Log,
+	})
+	s.Log.Info("starting", "archive", ar.String(), "spool", s.SpoolDir, "slot", s.Slot, "server", s.Server.String())
+
+	// The uploader starts first and needs no server: what a receiver's disk
+	// holds goes up even when the primary is gone for good.
+	work, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var shipping sync.WaitGroup
+	shipping.Go(func() {
+		if err := up.Run(work); err != nil {
+			cancel(err)
+		}
+	})
+	err = rec.Run(work)
+	if cause := context.Cause(work); cause != nil && ctx.Err() == nil {
+		err = cause
+	}
+	if err == nil && ctx.Err() == nil {
+		// The end position: done means that it is in the archive.
+		err = up.Drain(work)
+	}
+	cancel(nil)
+	shipping.Wait()
+	sayGoodbye(s, rec.Summary(), up)
+	return receiveError(err, s)
+}
+
+// sayGoodbye says what is left on the server, and how to be rid of it.
+func sayGoodbye(s receiveSettings, sum receiver.Summary, up *uploader.Uploader) {
+	if sum.ServerEnd == 0 {
+		s.Log.Info(fmt.Sprintf("stopped before anything was received; if slot %q exists on the server it retains WAL there; drop it with: walferry slot drop %s", s.Slot, s.Slot))
+		return
+	}
+	retained := "all WAL from its restart_lsn on"
+	if sum.Flush != 0 {
+		retained = fmt.Sprintf("WAL from %s on, %s so far", sum.Flush, formatBytes(int64(sum.ServerEnd-min(sum.Flush, sum.ServerEnd))))
+	}
+	archived := "nothing is archived yet"
+	if p, ok := up.Shipped(); ok {
+		archived = "archived up to " + p.String()
+	}
+	s.Log.Info(fmt.Sprintf("stopped at %s (%s); slot %q on the server retains %s, and grows until walferry is back; to give it up: walferry slot drop %s",
+		sum.Position, archived, s.Slot, retained, s.Slot))
+}
+
+// archiveView is the archive as the receiver sees it.
+type archiveView struct {
+	*archive.Archive
+	up *uploader.Uploader
+}
+
+// Claim claims through the uploader, which remembers that it was done.
+func (v archiveView) Claim(ctx context.Context, id spool.Identity) error {
+	err := v.up.Claim(ctx, id)
+	if uploader.Final(err) {
+		return fmt.Errorf("%w: %w", receiver.ErrRefused, err)
+	}
+	return err
+}
+
+// Segment reads a whole archived segment.
+func (v archiveView) Segment(ctx context.Context, n segment.Name, size segment.Size) ([]byte, error) {
+	o, err := v.Open(ctx, n.String())
+	if err != nil {
+		return nil, err
+	}
+	all := make([]byte, size)
+	_, err = io.ReadFull(o, all)
+	return all, errors.Join(err, o.Close())
+}
+
+// slotPosition asks an ordinary connection where a slot is.
+func slotPosition(ctx context.Context, config *replication.Config, dbname, slot string) (lsn segment.LSN, ok bool, err error) {
+	conn, err := replication.ConnectSQL(ctx, config, dbname)
+	if err != nil {
+		return 0, false, err
+	}
+	defer func() { err = errors.Join(err, conn.Close(ctx)) }()
+	res := conn.ExecParams(ctx, "SELECT coalesce(restart_lsn::text, '0/0') FROM pg_replication_slots WHERE slot_name = $1",
+		[][]byte{[]byte(slot)}, nil, nil, nil).Read()
+	if res.Err != nil || len(res.Rows) == 0 {
+		return 0, false, res.Err
+	}
+	lsn, err = segment.ParseLSN(string(res.Rows[0][0]))
+	return lsn, err == nil, err
+}
+
+// spoolError explains why a spool could not be opened.
+func spoolError(err error, dir string) error {
+	switch {
+	case errors.Is(err, disk.ErrLocked):
+		return withExit(exitFailed, fmt.Errorf("opening the spool %s: %w", dir, err), "another walferry works there: stop it, or give this one a --spool of its own")
+	case errors.Is(err, fs.ErrPermission):
+		return withExit(exitFailed, fmt.Errorf("opening the spool: %w", err), "run as the owner of "+dir+", or say --spool")
+	}
+	return withExit(exitFailed, fmt.Errorf("opening the spool: %w", err), "")
+}
+
+// receiveError gives the error that ended receive its exit code and its hint.
+func receiveError(err error, s receiveSettings) error {
+	for _, h := range []struct {
+		is   error
+		code int
+		hint string
+	}{
+		{archive.ErrCodec, exitUsage, "leave --compress (or WALG_COMPRESSION_METHOD) out: the archive's own codec is then used"},
+		{objstore.ErrConditionIgnored, exitSafety, "two receivers could overwrite each other there: use a store that honours If-None-Match, or say --single-receiver when nobody else writes to it"},
+		{segment.ErrForeignCluster, exitSafety, "one archive and one spool belong to one cluster: give this cluster a --store and a --spool of its own, or see whether -h and -p name the right server"},
+		{receiver.ErrGap, exitSafety, "the archive cannot be continued without a gap: take a new base backup into a new archive (another --store), or restore the server's WAL; the old archive restores up to where it ends"},
+		{receiver.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
+		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
+		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; what was received is in the spool " + s.SpoolDir},
+		{receiver.ErrSetBack, exitSafety, "it was probably restored to an earlier point: archive it under another --store (and --spool), since its new WAL contradicts what is archived"},
+		{receiver.ErrDemoted, exitSafety, "it is probably an old primary that another one has replaced: connect to the current primary"},
+		{receiver.ErrForked, exitSafety, "connect to the primary whose history contains this WAL, or archive this one under another --store (and --spool)"},
+		{receiver.ErrServer, exitFailed, ""},
+		{receiver.ErrSpoolStuck, exitSafety, "mend the archive's conflict, named above; the slot keeps the server's WAL meanwhile"},
+		{spool.ErrLimit, exitUsage, "give --spool-limit room for several segments"},
+		{fs.ErrPermission, exitFailed, ""},
+	} {
+		if errors.Is(err, h.is) {
+			return withExit(h.code, err, h.hint)
+		}
+	}
+	return withExit(exitFailed, err, "")
 }

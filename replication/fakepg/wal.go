@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"hash/crc32"
 	"math/rand/v2"
+	"slices"
 	"sync"
 
 	"github.com/walferry/walferry/segment"
@@ -40,7 +41,7 @@ type line struct {
 	timeline segment.Timeline
 	base     segment.LSN
 	buf      []byte
-	prev     segment.LSN // the last record's
+	records  []segment.LSN // where each begins
 	history  segment.History
 }
 
@@ -103,11 +104,12 @@ func (w *WAL) Fork(t segment.Timeline, at segment.LSN) segment.Timeline {
 	defer w.mu.Unlock()
 	parent := w.lines[t]
 	w.newest++
+	n, _ := slices.BinarySearch(parent.records, at)
 	child := &line{
 		timeline: w.newest,
 		base:     parent.base,
 		buf:      append([]byte{}, parent.buf[:at-parent.base]...),
-		prev:     parent.prev,
+		records:  slices.Clone(parent.records[:n]),
 		history: segment.History{
 			Timeline:  w.newest,
 			Ancestors: append(append([]segment.Switch{}, parent.history.Ancestors...), segment.Switch{Timeline: t, At: at, Reason: "no recovery target specified"}),
@@ -205,7 +207,9 @@ func (w *WAL) append(t segment.Timeline, info byte, n int) segment.LSN {
 	l := w.lines[t]
 	table := crc32.MakeTable(crc32.Castagnoli) // made once by the library
 	binary.LittleEndian.PutUint32(rec, uint32(len(rec)))
-	binary.LittleEndian.PutUint64(rec[8:], uint64(l.prev))
+	if n := len(l.records); n > 0 {
+		binary.LittleEndian.PutUint64(rec[8:], uint64(l.records[n-1]))
+	}
 	rec[16] = info
 	crc := crc32.Update(crc32.Checksum(rec[recordHeader:], table), table, rec[:20])
 	binary.LittleEndian.PutUint32(rec[20:], crc)
@@ -219,7 +223,7 @@ func (w *WAL) append(t segment.Timeline, info byte, n int) segment.LSN {
 			w.page(l, rem)
 		}
 		if first {
-			l.prev = l.end()
+			l.records = append(l.records, l.end())
 		}
 		n := min(len(rec), int(pageSize-l.end()%pageSize))
 		l.buf = append(l.buf, rec[:n]...)

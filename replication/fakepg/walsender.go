@@ -373,7 +373,13 @@ func (w *Walsender) loop() error {
 		}
 
 		// PostgreSQL pings after half of wal_sender_timeout without an
-		// answer, and gives up, silently, after the whole of it.
+		// answer, and gives up, silently, after the whole of it. It also reads
+		// while it cannot send: what came in meanwhile counts.
+		select {
+		case <-inboxChanged:
+			continue
+		default:
+		}
 		silent := time.Since(heard)
 		if silent >= s.options.SenderTimeout {
 			return ErrDrop

@@ -1,0 +1,153 @@
+package receiver
+
+import (
+	"time"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+)
+
+const (
+	// slowAnswer is how long an answer waits that would say nothing new. A
+	// server that is shutting down asks again at once after each answer.
+	slowAnswer = 100 * time.Millisecond
+	// againSoon: a server that asks again so soon after an answer is waiting
+	// for our flush LSN, which it only does when it shuts down (WalSndDone in
+	// walsender.c).
+	againSoon = time.Second
+)
+
+// feedback decides when a status is sent and what it says.
+type feedback struct {
+	interval time.Duration
+	grace    time.Duration
+	restart  segment.LSN // the slot's restart_lsn at connect: never reported below
+
+	due      bool // a status must go out now
+	moved    bool // a position may have moved since the last status
+	question bool // the server waits for an answer
+	answerBy time.Time
+
+	lastSent   time.Time
+	lastAnswer time.Time
+	last       replication.Status
+	sent       bool
+
+	idleAsks      int       // questions in a row that came right after an answer that said nothing new
+	drainingSince time.Time // zero unless the server seems to be shutting down
+}
+
+func newFeedback(r *Receiver, srv server, restart segment.LSN) feedback {
+	interval := r.o.StatusInterval
+	if srv.timeout > 0 {
+		interval = min(interval, srv.timeout/3)
+	}
+	return feedback{interval: interval, grace: r.o.ShutdownGrace, restart: restart, lastSent: time.Now()}
+}
+
+// asked notes that the server wants an answer.
+func (f *feedback) asked(now time.Time) {
+	if !f.lastAnswer.IsZero() && now.Sub(f.lastAnswer) < againSoon {
+		f.idleAsks++
+		if f.idleAsks >= 2 && f.drainingSince.IsZero() {
+			f.drainingSince = now
+		}
+	} else {
+		f.idleAsks, f.drainingSince = 0, time.Time{}
+	}
+	if !f.question {
+		f.question, f.answerBy = true, now.Add(slowAnswer)
+	}
+}
+
+// draining reports whether the server seems to wait for us so that it can stop.
+func (f *feedback) draining() bool { return !f.drainingSince.IsZero() }
+
+// next returns when send has to be called again if nothing happens.
+func (f *feedback) next(now time.Time) time.Time {
+	next := f.lastSent.Add(f.interval)
+	if f.question && f.answerBy.Before(next) {
+		next = f.answerBy
+	}
+	return next
+}
+
+// send sends a status if one is due. Failing to is final for the stream.
+func (f *feedback) send(st *streaming, now time.Time) error {
+	status := f.status(st, now)
+	news := status.Write != f.last.Write || status.Flush != f.last.Flush
+	switch {
+	case f.due:
+	case f.question && (news || !now.Before(f.answerBy)):
+	case f.moved && news && (st.r.watch.waiting() || f.draining()):
+		// A commit, or the server's shutdown, waits for exactly this.
+	case now.Sub(f.lastSent) >= f.interval:
+	default:
+		f.moved = false
+		return nil
+	}
+	status.Time = now
+	if err := st.s.SendStatus(status); err != nil {
+		return err
+	}
+	if f.question {
+		f.lastAnswer = now
+	}
+	if news {
+		f.idleAsks = 0
+	}
+	f.due, f.moved, f.question = false, false, false
+	f.last, f.lastSent, f.sent = status, now, true
+	st.r.reported = max(st.r.reported, status.Flush)
+	return nil
+}
+
+// status is what may be said now. Nothing is reported before everything held
+// was found equal to what the server sends.
+func (f *feedback) status(st *streaming, now time.Time) replication.Status {
+	r := st.r
+	if r.fresh || st.cursor < r.pos.LSN || st.behindUnproved() {
+		return replication.Status{}
+	}
+	s := replication.Status{Write: min(r.pos.LSN, r.server)}
+	s.Flush = min(st.flushLSN(), s.Write)
+	s.Flush = max(s.Flush, r.reported) // within a timeline it never decreases
+	if s.Flush < f.restart {
+		s.Flush = 0 // the slot is further: it is not moved back
+	}
+	if f.draining() && s.Flush != s.Write && now.Sub(f.drainingSince) >= f.grace {
+		s.Flush = 0 // the server stops, its slot stays where it is, no commit is released
+	}
+	return s
+}
+
+// flushLSN is the position that survives, as --ack spool reports it: spooled;
+// or, while the hold lasts, shipped, so that even the loss of this host leaves
+// no gap.
+func (st *streaming) flushLSN() segment.LSN {
+	r := st.r
+	shipped, ok := r.shippedHere()
+	spooled := max(r.spooled, shipped)
+	if !ok || r.o.Hold <= 0 || spooled-shipped >= segment.LSN(r.o.Hold) ||
+		r.watch.waiting() || r.watch.shuttingDown() || st.feedback.draining() ||
+		r.uploader.Failing() || r.uploader.Stopped() != nil {
+		return spooled
+	}
+	return shipped
+}
+
+// shippedHere returns the shipped position on the current timeline: what is
+// shipped of an ancestor counts up to where that ended.
+func (r *Receiver) shippedHere() (segment.LSN, bool) {
+	p, ok := r.uploader.Shipped()
+	if !ok {
+		return 0, false
+	}
+	if p.Timeline == r.pos.Timeline {
+		return min(p.LSN, r.pos.LSN), true
+	}
+	if at, ancestor := r.history.Switchpoint(p.Timeline); ancestor {
+		return min(p.LSN, at, r.pos.LSN), true
+	}
+	return 0, false
+}

@@ -1,0 +1,120 @@
+package receiver
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// rememberTail keeps the last page of a segment that was received whole, for
+// the comparison at the next start on its boundary.
+func (r *Receiver) rememberTail(g *spool.Segment) error {
+	end := g.Name().End(r.size)
+	if r.tail.bytes == nil {
+		r.tail.bytes = make([]byte, pageSize)
+	}
+	r.tail.end = 0
+	if err := g.ReadAt(r.tail.bytes, end-pageSize); err != nil {
+		return err
+	}
+	r.tail.end = end
+	return nil
+}
+
+// lastPage returns the page that lies before the boundary at which the stream
+// goes on: from memory, the spool, or the archive.
+func (r *Receiver) lastPage(ctx context.Context, from segment.Position) ([]byte, error) {
+	if r.tail.end == r.pos.LSN && r.tail.bytes != nil {
+		return r.tail.bytes, nil
+	}
+	all, err := r.heldSegment(ctx, r.size.Name(from.Timeline, from.LSN))
+	if err != nil {
+		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
+	}
+	return all[len(all)-pageSize:], nil
+}
+
+// heldSegment reads a whole segment from the spool or the archive.
+func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) ([]byte, error) {
+	if g, ok := r.find(n); ok && g.Sealed() {
+		all := make([]byte, r.size)
+		if err := g.ReadAt(all, n.Start(r.size)); err == nil {
+			return all, nil
+		}
+		// It may have been shipped and dropped just now.
+	}
+	return r.archive.Segment(ctx, n, r.size)
+}
+
+// lastRecord is the last record that begins in the WAL we hold. Where the
+// server has no page before the boundary any more, the first record behind it
+// must name this one as its predecessor (xl_prev): nothing else tells the
+// history that we hold from another of the same length.
+type lastRecord struct {
+	at     segment.LSN
+	proved bool
+}
+
+// lastHeldRecord finds it in the segment before the boundary.
+func (r *Receiver) lastHeldRecord(ctx context.Context) (*lastRecord, error) {
+	n := r.size.Name(r.history.Owner(r.pos.LSN-1), r.pos.LSN-1)
+	all, err := r.heldSegment(ctx, n)
+	if err != nil {
+		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
+	}
+	at, ok, err := segment.LastRecord(bytes.NewReader(all), segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
+	if err != nil {
+		return nil, fmt.Errorf("reading segment %s, to compare it: %w", n, err)
+	}
+	if !ok {
+		// One record fills it from an earlier segment on: nothing begins here.
+		r.log.Warn("no record begins in the last segment that we hold; going on without the comparison", "segment", n.String())
+		return nil, nil
+	}
+	return &lastRecord{at: at}, nil
+}
+
+// behindUnproved reports whether a comparison by xl_prev is still open: until
+// it is made, nothing is reported.
+func (st *streaming) behindUnproved() bool { return st.behind != nil && !st.behind.proved }
+
+// proveBehind makes the comparison as soon as the first record is there.
+func (st *streaming) proveBehind() error {
+	r, g := st.r, st.r.seg
+	rules := segment.PageRules{Name: g.Name(), Size: r.size, SystemIdentifier: r.system}
+	prev, ok, err := segment.FirstRecordPrev(segmentReader{g, r.size}, int64(g.Advanced()-g.Start()), rules)
+	if err != nil || !ok {
+		return err
+	}
+	if prev != st.behind.at {
+		return fmt.Errorf("%w: the first record behind %s follows one at %s, and the last that we hold is at %s",
+			ErrConflict, g.Start(), prev, st.behind.at)
+	}
+	st.behind.proved = true
+	return nil
+}
+
+// segmentReader reads a segment by the place in it.
+type segmentReader struct {
+	g    *spool.Segment
+	size segment.Size
+}
+
+// ReadAt implements io.ReaderAt.
+func (s segmentReader) ReadAt(p []byte, off int64) (int, error) {
+	if off >= int64(s.size) {
+		return 0, io.EOF
+	}
+	n := min(int64(len(p)), int64(s.size)-off)
+	if err := s.g.ReadAt(p[:n], s.g.Start()+segment.LSN(off)); err != nil {
+		return 0, err
+	}
+	if n < int64(len(p)) {
+		return int(n), io.EOF
+	}
+	return int(n), nil
+}

@@ -1,0 +1,239 @@
+// Package receiver follows one cluster's WAL stream into the spool. It is the
+// only owner of every LSN that is reported to the server.
+//
+// The core is a loop over attempts. An attempt connects, makes sure that the
+// server is the cluster that the spool and the archive belong to and that its
+// history contains what we hold, starts the stream at the beginning of the
+// segment that holds the resume position, compares what it holds with what
+// comes, and then writes, syncs, seals and reports until something ends it.
+// What may pass leads to the next attempt; what must not be papered over ends
+// Run with one of the errors below, and a person decides.
+//
+// # Order
+//
+//   - A history file is in the spool before anything of its timeline is
+//     reported.
+//   - Bytes are reported as flushed only after a Sync or Seal that began after
+//     they were written has returned, or after the archive has them.
+//   - Nothing is reported until everything we hold of the first segment was
+//     found equal to what the server sends.
+//
+// # What a crash leaves
+//
+//	operation                 crash point                          state left                          who mends it
+//	write into the partial    before the sync                      bytes that nobody was told of       the next start: whole records are compared, the rest is streamed again
+//	sync                      before the status                    more on disk than the server knows  the next start reports it after the comparison
+//	seal                      before the rename is durable         SEG.partial, whole                  the next start compares it and seals it
+//	seal                      after                                SEG                                 the uploader ships it
+//	next timeline             after the history, before the        history file; old partial           the next start streams the rest of the old timeline, or
+//	                          first byte of the new timeline                                           finds it ended and begins the new one
+//	slot                      after it was made, before the first  a slot that retains WAL             the next start uses it; the log line of its making names it
+//	                          status
+package receiver
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"time"
+
+	"github.com/walferry/walferry/internal/patience"
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// Why Run stops for good. Every one of them means that going on could hide a
+// loss; a person must decide.
+var (
+	// ErrGap: the server no longer has WAL that follows what we hold.
+	ErrGap = errors.New("a gap: WAL that follows what we hold is gone from the server")
+	// ErrConflict: the server sends other bytes than those we hold, at the
+	// same LSN of the same timeline.
+	ErrConflict = errors.New("conflict: the server's WAL differs from what we hold")
+	// ErrSetBack: a primary is behind what it has sent us before.
+	ErrSetBack = errors.New("the primary is behind the WAL that we hold of its own timeline")
+	// ErrDemoted: a primary is on an older timeline than what we hold.
+	ErrDemoted = errors.New("the primary is on an older timeline than the WAL that we hold")
+	// ErrForked: what we hold is on a timeline that is no ancestor of the
+	// server's.
+	ErrForked = errors.New("the WAL that we hold is not part of the server's history")
+	// ErrServer: this server cannot be streamed from (version, wal_level).
+	ErrServer = errors.New("this server cannot be used")
+	// ErrRefused: the archive must not be written by us.
+	ErrRefused = errors.New("the archive is refused")
+	// ErrSpoolStuck: the spool is full and cannot drain, since shipping has
+	// stopped for good.
+	ErrSpoolStuck = errors.New("the spool is full and shipping has stopped")
+)
+
+// Archive is what the receiver asks of the archive: once per start, never
+// while it streams.
+type Archive interface {
+	// Claim makes sure that the archive is this cluster's. An error that
+	// matches ErrRefused does not pass.
+	Claim(ctx context.Context, id spool.Identity) error
+	// RunEnd returns the end of the archive's gapless run of segments along
+	// h; ok is false when it holds no WAL.
+	RunEnd(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (p segment.Position, ok bool, err error)
+	// Segment returns all bytes of an archived segment.
+	Segment(ctx context.Context, n segment.Name, size segment.Size) ([]byte, error)
+}
+
+// Uploader is the other end of the spool.
+type Uploader interface {
+	Base(segment.Position)
+	Switch(t segment.Timeline, at segment.LSN, child segment.Timeline)
+	Shipped() (segment.Position, bool)
+	Failing() bool
+	Stopped() error
+	Changed() <-chan struct{}
+}
+
+// Options of a Receiver.
+type Options struct {
+	// Connect opens a replication connection to the cluster.
+	Connect func(ctx context.Context) (*replication.Conn, error)
+	// SlotPosition asks an ordinary connection for a slot's restart_lsn: only
+	// PostgreSQL 14 needs it. ok is false when there is no such slot. Optional.
+	SlotPosition func(ctx context.Context, slot string) (restart segment.LSN, ok bool, err error)
+
+	Slot            string
+	ApplicationName string      // ours, as synchronous_standby_names would name it
+	EndPos          segment.LSN // stop behind it; 0: never
+	NoLoop          bool        // end with the first attempt
+	Hold            int64       // bytes; 0 turns the hold off
+	StatusInterval  time.Duration
+	ShutdownGrace   time.Duration
+	// WatchInterval is how often a second, short connection asks whether we
+	// are a synchronous standby; 0: never.
+	WatchInterval time.Duration
+	Log           *slog.Logger // optional
+}
+
+// Receiver streams one cluster's WAL into one spool.
+type Receiver struct {
+	spool    *spool.Spool
+	archive  Archive
+	uploader Uploader
+	o        Options
+	log      *slog.Logger
+	trouble  *patience.Trouble
+
+	// What Run's goroutine knows between attempts.
+	held     []*spool.Segment // the spool as it was found
+	resolved bool             // pos is known
+	fresh    bool             // neither spool nor archive held anything: pos is where we begin, not what we hold
+	pos      segment.Position // received: everything before it is held
+	spooled  segment.LSN      // durable on this host, on pos.Timeline
+	size     segment.Size
+	system   uint64
+	history  segment.History // of the server's timeline at the last connect
+	seg      *spool.Segment  // open for writing; nil between segments
+	tail     tailPage        // last page of the segment before pos, when pos is a boundary
+	skipPage bool            // the server has no page before pos any more
+	reported segment.LSN     // highest flush LSN reported on pos.Timeline
+	server   segment.LSN     // highest end of WAL that the server announced
+	created  bool            // this run made the slot
+	slotSeen bool            // the slot was there when last used
+	toldKeep bool            // max_slot_wal_keep_size was warned of
+	watch    *watcher
+}
+
+// tailPage is the last WAL page of a segment that we hold.
+type tailPage struct {
+	end   segment.LSN // where it ends; a segment boundary
+	bytes []byte
+}
+
+// New returns a receiver that has not started. It looks at what the spool
+// holds, so it must be made before anything drains the spool.
+func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	if o.StatusInterval <= 0 {
+		o.StatusInterval = 10 * time.Second
+	}
+	return &Receiver{
+		spool: sp, archive: ar, uploader: up, o: o, log: o.Log,
+		trouble: patience.New(o.Log, "receive from the server"),
+		held:    sp.Segments(),
+	}
+}
+
+// Summary is what a stopped receiver leaves behind on the server.
+type Summary struct {
+	Slot string
+	// Flush is the last position reported as flushed, which is where the slot
+	// retains WAL from; ServerEnd is where the server's WAL ended when last
+	// heard of. Zero when nothing was ever reported or heard.
+	Flush     segment.LSN
+	ServerEnd segment.LSN
+	Position  segment.Position // everything before it is held
+	Created   bool             // the slot was made by this run
+}
+
+// Summary may be called after Run has returned.
+func (r *Receiver) Summary() Summary {
+	return Summary{Slot: r.o.Slot, Flush: r.reported, ServerEnd: r.server, Position: r.pos, Created: r.created}
+}
+
+// Run streams until ctx ends or EndPos is passed (nil), or something happens
+// that a person must decide (one of the errors above), or, with NoLoop, the
+// first attempt ends. On return everything received is durable in the spool
+// where the disk allows it, and nothing runs any more.
+func (r *Receiver) Run(ctx context.Context) error {
+	stopWatch := r.startWatch(ctx)
+	defer stopWatch()
+	for {
+		err := r.attempt(ctx)
+		switch {
+		case err == nil || ctx.Err() != nil && !Final(err):
+			return nil
+		case errors.As(err, new(*replication.EndOfTimeline)):
+			continue // the next timeline, at once
+		case Final(err):
+			return errors.Join(err, r.dropCreatedSlot(ctx))
+		case r.o.NoLoop:
+			return err
+		}
+		if errors.Is(err, replication.ErrShutdown) {
+			r.log.Info("the server is shutting down; waiting for it to come back")
+		}
+		if waitErr := r.trouble.Wait(ctx, err); waitErr != nil {
+			return nil
+		}
+	}
+}
+
+// Final reports whether err must not be answered by trying again.
+func Final(err error) bool {
+	for _, e := range []error{ErrGap, ErrConflict, ErrSetBack, ErrDemoted, ErrForked, ErrServer, ErrRefused, ErrSpoolStuck,
+		segment.ErrForeignCluster, spool.ErrConflict} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
+}
+
+// dropCreatedSlot removes the slot that this run made when the run refuses: a
+// slot that nobody reads fills the primary's disk.
+func (r *Receiver) dropCreatedSlot(ctx context.Context) error {
+	if !r.created {
+		return nil
+	}
+	conn, err := r.o.Connect(ctx)
+	if err == nil {
+		defer conn.Close(ctx)
+		err = conn.DropSlot(ctx, r.o.Slot)
+	}
+	if err != nil {
+		r.log.Error("cannot drop the slot that this run made: drop it by hand, or it retains WAL on the server", "slot", r.o.Slot, "error", err.Error())
+		return nil
+	}
+	r.created = false
+	r.log.Info("dropped the replication slot that this run had made", "slot", r.o.Slot)
+	return nil
+}

@@ -1,0 +1,283 @@
+package receiver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// slotState is what is known of our slot on the server.
+type slotState struct {
+	exists  bool
+	restart segment.LSN // 0: unknown, or nothing reserved
+}
+
+// readSlot asks for our slot.
+func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotState, error) {
+	s, err := conn.ReadSlot(ctx, r.o.Slot)
+	if errors.Is(err, replication.ErrUnsupported) {
+		return r.readSlot14(ctx)
+	}
+	if err != nil {
+		return slotState{}, err
+	}
+	if s.Exists && s.Type != "physical" {
+		return slotState{}, fmt.Errorf("%w: replication slot %q is a %s slot; choose another name", ErrServer, r.o.Slot, s.Type)
+	}
+	return slotState{exists: s.Exists, restart: s.RestartLSN}, nil
+}
+
+// readSlot14 does without READ_REPLICATION_SLOT, which came with PostgreSQL
+// 15: an ordinary connection is asked. Where that is refused the slot is taken
+// to exist once this run has made or used it, and streaming says otherwise.
+func (r *Receiver) readSlot14(ctx context.Context) (slotState, error) {
+	if r.o.SlotPosition == nil {
+		return slotState{exists: r.slotSeen}, nil
+	}
+	restart, ok, err := r.o.SlotPosition(ctx, r.o.Slot)
+	if err != nil {
+		r.log.Debug("an ordinary connection for the slot's position is refused", "error", err.Error())
+		return slotState{exists: r.slotSeen}, nil
+	}
+	return slotState{exists: ok, restart: restart}, nil
+}
+
+// createSlot makes the slot with its WAL reserved, and says so.
+func (r *Receiver) createSlot(ctx context.Context, conn *replication.Conn) error {
+	err := conn.CreateSlot(ctx, r.o.Slot)
+	if errors.Is(err, replication.ErrSlotExists) {
+		r.slotSeen = true
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	r.created, r.slotSeen = true, true
+	r.log.Warn("created the replication slot; from now on the server keeps WAL until walferry has it: "+
+		"if nobody reads the slot, that WAL fills the server's disk (drop it with: walferry slot drop "+r.o.Slot+")", "slot", r.o.Slot)
+	return nil
+}
+
+// tryWithoutSlot makes sure that the server still has the WAL that follows
+// what we hold, before a slot is made. The connection is used up.
+func (r *Receiver) tryWithoutSlot(ctx context.Context, conn *replication.Conn) error {
+	if r.fresh {
+		return nil
+	}
+	from, _ := r.startPosition()
+	s, err := conn.StartReplication(ctx, "", from)
+	if errors.As(err, new(*replication.EndOfTimeline)) {
+		return nil
+	}
+	if err != nil {
+		return r.gapOr(err, from)
+	}
+	defer s.Close()
+	// "Removed" comes after CopyBoth; data or a keepalive says that it is there.
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case b, ok := <-s.Batches():
+		if !ok {
+			return r.gapOr(s.Err(), from)
+		}
+		b.Release()
+		return nil
+	}
+}
+
+// gapOr turns the server's "already been removed" into a gap, when that is
+// what it means: at the page before a boundary it only means that the server
+// does not keep the segment before any more.
+func (r *Receiver) gapOr(err error, from segment.Position) error {
+	if !errors.Is(err, replication.ErrWALRemoved) {
+		return err
+	}
+	if from.LSN < r.pos.LSN && r.size.Offset(r.pos.LSN) == 0 && !r.skipPage {
+		r.skipPage = true
+		return fmt.Errorf("the server has no WAL before %s any more; beginning there: %w", r.pos, errNextStart)
+	}
+	return fmt.Errorf("%w: we hold everything before %s, and the server has removed what follows: %w", ErrGap, r.pos, err)
+}
+
+// errNextStart ends an attempt whose start position has to be chosen again.
+var errNextStart = errors.New("starting at another position")
+
+// startPosition returns what to ask the server for: the start of the segment
+// that holds the resume position, on the timeline that owns it; at an exact
+// boundary one page before, so that there is something to compare. page says
+// that the page before is included.
+func (r *Receiver) startPosition() (from segment.Position, page bool) {
+	if r.size.Offset(r.pos.LSN) != 0 {
+		return segment.Position{Timeline: r.history.Owner(r.pos.LSN), LSN: r.size.Start(r.pos.LSN)}, false
+	}
+	if r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
+		return segment.Position{Timeline: r.pos.Timeline, LSN: r.pos.LSN}, false
+	}
+	return segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}, true
+}
+
+// resolve finds the resume position, once: the spool's end where the spool
+// joins the archive, else the end of the archive's gapless run; only when both
+// are empty the slot's restart_lsn, else the server's own position.
+func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server, slot *slotState) error {
+	if r.resolved && !r.fresh {
+		return nil
+	}
+	first, end, held := r.heldRun()
+	near := s.system.Flush
+	if held {
+		near = end.LSN
+	}
+	archived, ok, err := r.archiveEnd(ctx, near, held)
+	if err != nil {
+		return err
+	}
+	switch {
+	case !held && !ok:
+		return r.resolveFresh(ctx, conn, s, slot)
+	case !held:
+		r.pos = archived
+		r.uploader.Base(archived)
+	case !ok: // nothing archived yet, or the archive cannot be asked: the spool is one run by construction
+		r.pos = end
+		r.uploader.Base(first)
+	case archived.LSN >= end.LSN:
+		r.pos = archived
+		r.uploader.Base(archived)
+	case archived.LSN >= first.LSN:
+		r.pos = end
+		r.uploader.Base(archived)
+	default:
+		r.log.Warn("the spool does not join the archive: asking the server again for what lies between",
+			"archive_ends", archived.String(), "spool_begins", first.String())
+		r.pos = archived
+		r.uploader.Base(archived)
+	}
+	r.resolved, r.fresh = true, false
+	// Both ends were durable before this run: the spool's files were read
+	// back record by record, the archive's objects were stored whole.
+	r.spooled = r.pos.LSN
+	if err := r.settleOld(); err != nil {
+		return err
+	}
+	r.log.Info("resuming", "position", r.pos.String())
+	return nil
+}
+
+// archiveEnd asks for the end of the archive's run. A spool that holds WAL can
+// do without an answer for a while; an empty one cannot: to begin anywhere
+// else would be a silent gap.
+func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) (segment.Position, bool, error) {
+	if !held {
+		return r.archive.RunEnd(ctx, r.history, r.size, near)
+	}
+	short, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	p, ok, err := r.archive.RunEnd(short, r.history, r.size, near)
+	if err != nil && !Final(err) && ctx.Err() == nil {
+		r.log.Warn("the archive cannot be asked where it ends; going on from the end of the spool", "error", err.Error())
+		return segment.Position{}, false, nil
+	}
+	return p, ok, err
+}
+
+// resolveFresh begins an archive: at the slot's restart_lsn where there is a
+// slot, after making it where there is none.
+func (r *Receiver) resolveFresh(ctx context.Context, conn *replication.Conn, s server, slot *slotState) error {
+	if !slot.exists {
+		if err := r.createSlot(ctx, conn); err != nil {
+			return err
+		}
+		made, err := r.readSlot(ctx, conn)
+		if err != nil {
+			return err
+		}
+		*slot = slotState{exists: true, restart: made.restart}
+	}
+	lsn := slot.restart
+	if lsn == 0 {
+		lsn = s.system.Flush
+	}
+	lsn = r.size.Start(lsn)
+	r.pos = segment.Position{Timeline: r.history.Owner(lsn), LSN: lsn}
+	r.fresh, r.resolved = true, true
+	r.uploader.Base(r.pos)
+	r.log.Info("beginning a new archive", "position", r.pos.String())
+	return nil
+}
+
+// heldRun returns where the spool's gapless run begins and ends; held is false
+// when the spool has no WAL. Ends are those of whole records: what lies behind
+// the last record that verifies may be torn.
+func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
+	for _, g := range r.held {
+		if !r.history.Contains(segment.Position{Timeline: g.Name().Timeline, LSN: g.Name().Start(r.size)}) {
+			continue
+		}
+		start, stop := r.heldRange(g)
+		if !held {
+			first, end, held = start, stop, true
+			continue
+		}
+		if start.LSN > end.LSN {
+			r.log.Warn("the spool has a hole; what lies behind it is compared when it comes again",
+				"hole_begins", end.String(), "hole_ends", start.String())
+			break
+		}
+		end = stop
+	}
+	return first, end, held
+}
+
+// heldRange returns the range of a held segment as positions.
+func (r *Receiver) heldRange(g *spool.Segment) (start, end segment.Position) {
+	n := g.Name()
+	start = segment.Position{Timeline: n.Timeline, LSN: n.Start(r.size)}
+	if g.Sealed() {
+		return start, segment.Position{Timeline: n.Timeline, LSN: n.End(r.size)}
+	}
+	end = start
+	if _, stop := g.Vouched(); stop > end.LSN {
+		end.LSN = stop
+	}
+	// A segment of a child that holds the switchpoint repeats its parent's
+	// bytes: what the child holds counts from its begin.
+	if begin := r.history.BeginOf(n.Timeline); begin > end.LSN && begin < n.End(r.size) {
+		end.LSN = begin
+	}
+	if at, ok := r.history.Switchpoint(n.Timeline); ok && end.LSN > at && start.LSN < at && r.childHeld(n.Timeline) {
+		end.LSN = at
+	}
+	return start, end
+}
+
+// childHeld reports whether the spool holds WAL of a younger timeline: then
+// the older one was ended, in order, before.
+func (r *Receiver) childHeld(t segment.Timeline) bool {
+	for _, g := range r.held {
+		if g.Name().Timeline > t {
+			return true
+		}
+	}
+	return false
+}
+
+// settleOld ends, in the spool, the timelines that ended before the resume
+// position: their last segments go to the archive as partials.
+func (r *Receiver) settleOld() error {
+	for _, a := range r.history.Ancestors {
+		if a.Timeline >= r.pos.Timeline {
+			break
+		}
+		if err := r.finishPartial(a.Timeline, a.At); err != nil {
+			return err
+		}
+		r.giveUpBeyond(a.Timeline, a.At)
+	}
+	return nil
+}

@@ -1,0 +1,331 @@
+package receiver
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// pageSize is XLOG_BLCKSZ as every packaged PostgreSQL is built.
+const pageSize = 8192
+
+// claimPatience is how long a start that already has WAL in its spool waits
+// for the archive before it goes on without having asked it.
+const claimPatience = 10 * time.Second
+
+// server is what a connection told about the server.
+type server struct {
+	version    replication.Version
+	system     replication.System
+	size       segment.Size
+	inRecovery bool
+	timeout    time.Duration // wal_sender_timeout; 0: none
+}
+
+// attempt is one connection's life, from connecting to the end of its stream.
+// nil means that Run's work is done.
+func (r *Receiver) attempt(ctx context.Context) error {
+	conn, err := r.o.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() { conn.Close(context.WithoutCancel(ctx)) }()
+
+	srv, err := r.inspect(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if err := r.admit(ctx, srv); err != nil {
+		return err
+	}
+	if err := r.learnHistory(ctx, conn, srv); err != nil {
+		return err
+	}
+	slot, err := r.readSlot(ctx, conn)
+	if err != nil {
+		return err
+	}
+	if err := r.resolve(ctx, conn, srv, &slot); err != nil {
+		return err
+	}
+	if err := r.checkContinuity(srv); err != nil {
+		return err
+	}
+	if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos && !r.fresh {
+		r.log.Info("the end position is behind what is held already", "endpos", r.o.EndPos.String(), "held", r.pos.String())
+		return nil
+	}
+	if !slot.exists {
+		// A slot for WAL that is gone would only fill the server's disk.
+		if err := r.tryWithoutSlot(ctx, conn); err != nil {
+			return err
+		}
+		if conn, err = r.o.Connect(ctx); err != nil {
+			return err
+		}
+		if err := r.createSlot(ctx, conn); err != nil {
+			return err
+		}
+	}
+	return r.stream(ctx, conn, srv, slot.restart)
+}
+
+// inspect asks the server what it is.
+func (r *Receiver) inspect(ctx context.Context, conn *replication.Conn) (server, error) {
+	s := server{version: conn.Version(), inRecovery: conn.InRecovery()}
+	switch major := s.version.Major(); {
+	case major < 14:
+		return s, fmt.Errorf("%w: it is PostgreSQL %s, and walferry streams from 14 on", ErrServer, s.version)
+	case major > 18:
+		r.log.Warn("this PostgreSQL is newer than any that walferry was tested with (14 to 18)", "version", s.version.String())
+	}
+	var err error
+	if s.system, err = conn.IdentifySystem(ctx); err != nil {
+		return s, err
+	}
+	sizeText, err := conn.Show(ctx, "wal_segment_size")
+	if err != nil {
+		return s, err
+	}
+	if s.size, err = segment.ParseSize(sizeText); err != nil {
+		return s, fmt.Errorf("%w: SHOW wal_segment_size: %w", ErrServer, err)
+	}
+	level, err := conn.Show(ctx, "wal_level")
+	if err != nil {
+		return s, err
+	}
+	if level != "replica" && level != "logical" {
+		return s, fmt.Errorf("%w: its wal_level is %q; it must be replica or logical", ErrServer, level)
+	}
+	timeout, err := conn.Show(ctx, "wal_sender_timeout")
+	if err != nil {
+		return s, err
+	}
+	if s.timeout, err = parseSetting(timeout); err != nil {
+		return s, fmt.Errorf("SHOW wal_sender_timeout: %w", err)
+	}
+	if !r.toldKeep {
+		keep, err := conn.Show(ctx, "max_slot_wal_keep_size")
+		if err != nil {
+			return s, err
+		}
+		if r.toldKeep = true; keep == "-1" {
+			r.log.Warn("max_slot_wal_keep_size is -1 on the server: if walferry stays away, its slot retains WAL until the disk is full; "+
+				"set a limit that the disk has room for", "slot", r.o.Slot)
+		}
+	}
+	names, err := conn.Show(ctx, "synchronous_standby_names")
+	if err != nil {
+		return s, err
+	}
+	r.watch.saw(names)
+	return s, nil
+}
+
+// parseSetting reads a time as SHOW prints it: an integer and a unit, "1min",
+// "60s", "0" (PostgreSQL: convert_int_from_base_unit in guc.c).
+func parseSetting(s string) (time.Duration, error) {
+	text := s
+	for _, unit := range []struct{ pg, goUnit string }{{"min", "m"}, {"d", "d"}} {
+		if n, ok := strings.CutSuffix(text, unit.pg); ok {
+			text = n + unit.goUnit
+			break
+		}
+	}
+	if n, ok := strings.CutSuffix(text, "d"); ok {
+		d, err := time.ParseDuration(n + "h")
+		return 24 * d, err
+	}
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0, fmt.Errorf("unexpected time %q", s)
+	}
+	return d, nil
+}
+
+// admit makes sure that spool, archive and server are one cluster's.
+func (r *Receiver) admit(ctx context.Context, s server) error {
+	if r.system != 0 && (r.system != s.system.SystemIdentifier || r.size != s.size) {
+		return fmt.Errorf("%w: the server's system identifier is %d, and this run began with %d", segment.ErrForeignCluster, s.system.SystemIdentifier, r.system)
+	}
+	id := spool.Identity{SystemIdentifier: s.system.SystemIdentifier, SegmentSize: s.size}
+	if have, bound := r.spool.Identity(); bound && have != id {
+		return fmt.Errorf("%w: the spool belongs to the cluster with system identifier %d and segment size %s, the server has %d and %s",
+			segment.ErrForeignCluster, have.SystemIdentifier, have.SegmentSize, id.SystemIdentifier, id.SegmentSize)
+	}
+	if err := r.claim(ctx, id); err != nil {
+		return err
+	}
+	if err := r.spool.Bind(id); err != nil {
+		return err
+	}
+	r.system, r.size = s.system.SystemIdentifier, s.size
+	return nil
+}
+
+// claim asks the archive whether it is this cluster's. With WAL in the spool
+// an archive that cannot be reached does not hold up the reception: that is
+// what the spool is for, and the uploader claims before it writes.
+func (r *Receiver) claim(ctx context.Context, id spool.Identity) error {
+	if len(r.held) == 0 && !r.resolved {
+		return r.archive.Claim(ctx, id)
+	}
+	short, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	err := r.archive.Claim(short, id)
+	if err == nil || Final(err) {
+		return err
+	}
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	r.log.Debug("the archive cannot be asked now; receiving into the spool", "error", err.Error())
+	return nil
+}
+
+// learnHistory fetches the history of the server's timeline, and its
+// ancestors' own files where the server has them, and makes them durable in
+// the spool before anything of the timeline is received.
+func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s server) error {
+	t := s.system.Timeline
+	if t == 1 {
+		r.history = segment.History{Timeline: 1}
+		return nil
+	}
+	content, err := conn.TimelineHistory(ctx, t)
+	if err != nil {
+		return err
+	}
+	h, err := segment.ParseHistory(t, content)
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrServer, err)
+	}
+	for i, a := range h.Ancestors {
+		child := t
+		if i+1 < len(h.Ancestors) {
+			child = h.Ancestors[i+1].Timeline
+		}
+		r.uploader.Switch(a.Timeline, a.At, child)
+	}
+	if err := r.spool.PutHistory(t, content); err != nil {
+		return err
+	}
+	for _, a := range h.Ancestors {
+		if a.Timeline == 1 {
+			continue
+		}
+		content, err := conn.TimelineHistory(ctx, a.Timeline)
+		if errors.Is(err, replication.ErrNoHistory) {
+			continue // the child's file lists all ancestors: nothing is lost
+		}
+		if err != nil {
+			return err
+		}
+		if err := r.spool.PutHistory(a.Timeline, content); err != nil {
+			return err
+		}
+	}
+	r.history = h
+	return nil
+}
+
+// checkContinuity makes sure that what we hold is part of the server's history
+// and not beyond it.
+func (r *Receiver) checkContinuity(s server) error {
+	if r.fresh {
+		return nil
+	}
+	t, flush := s.system.Timeline, s.system.Flush
+	switch {
+	case r.pos.Timeline > t && s.inRecovery:
+		return fmt.Errorf("the server is a standby on timeline %d, and we hold WAL up to %s: waiting for it to follow", t, r.pos)
+	case r.pos.Timeline > t:
+		return fmt.Errorf("%w: it is on timeline %d, we hold WAL up to %s", ErrDemoted, t, r.pos)
+	case r.pos.Timeline == t && flush < r.pos.LSN && s.inRecovery:
+		return fmt.Errorf("the server is a standby at %s, and we hold WAL up to %s: waiting for it to catch up", flush, r.pos)
+	case r.pos.Timeline == t && flush < r.pos.LSN:
+		return fmt.Errorf("%w: its WAL ends at %s, we hold WAL up to %s", ErrSetBack, flush, r.pos)
+	case r.pos.Timeline == t:
+		return nil
+	}
+	at, ancestor := r.history.Switchpoint(r.pos.Timeline)
+	if !ancestor {
+		return fmt.Errorf("%w: we hold WAL up to %s, the server's timeline %d does not descend from it", ErrForked, r.pos, t)
+	}
+	if r.pos.LSN < at {
+		return nil // the rest of the old timeline comes first
+	}
+	if r.pos.LSN > at {
+		r.log.Warn("we hold WAL that the server's new timeline does not contain: it stays on the old timeline",
+			"held", r.pos.String(), "switchpoint", at.String(), "new_timeline", uint32(r.history.Owner(at)))
+	}
+	return r.endTimeline(at, r.history.Owner(at))
+}
+
+// endTimeline closes what we hold of the current timeline, which ended at LSN
+// at, and moves every position to its child, bounded by at: beyond it nothing
+// that we hold is part of the child's history.
+func (r *Receiver) endTimeline(at segment.LSN, child segment.Timeline) error {
+	old := r.pos.Timeline
+	if err := r.finishPartial(old, at); err != nil {
+		return err
+	}
+	r.seg = nil
+	r.giveUpBeyond(old, at)
+	r.uploader.Switch(old, at, child)
+	r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}
+	r.spooled = min(r.spooled, at)
+	r.reported = min(r.reported, at)
+	r.tail = tailPage{}
+	return nil
+}
+
+// finishPartial ends the old timeline's last segment in the spool, if the
+// spool has it: its bytes up to at are made durable, and go to the archive as
+// the timeline's partial.
+func (r *Receiver) finishPartial(t segment.Timeline, at segment.LSN) error {
+	if r.size.Offset(at) == 0 {
+		return nil // a boundary: the last segment is whole
+	}
+	n := r.size.Name(t, at)
+	for _, g := range r.spool.Segments() {
+		if g.Name() != n {
+			continue
+		}
+		if _, ended := g.Finished(); ended || g.Sealed() {
+			return nil
+		}
+		g, err := r.spool.Begin(n)
+		if err != nil {
+			return err
+		}
+		g.Advance(at) // never beyond what was written or vouched for
+		if g.Advanced() < at {
+			// Its beginning is the continuation of a record that nothing here
+			// can verify. The child's first segment repeats these bytes.
+			r.log.Warn("the last segment of the old timeline cannot be checked as far as the switchpoint: it stays in the spool", "segment", n.String(), "switchpoint", at.String())
+			g.Abandon()
+			return nil
+		}
+		if err := g.Finish(at); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// giveUpBeyond closes the open segments of a timeline that lie wholly beyond
+// its end: nothing more will come for them. Their files stay in the spool.
+func (r *Receiver) giveUpBeyond(t segment.Timeline, at segment.LSN) {
+	for _, g := range r.spool.Segments() {
+		if g.Name().Timeline == t && !g.Sealed() && g.Name().Start(r.size) >= at {
+			g.Abandon()
+		}
+	}
+}

@@ -1,0 +1,510 @@
+package receiver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// stopPatience bounds the good-bye of a stream that was asked to end.
+const stopPatience = 5 * time.Second
+
+// sealsWaiting is how many full segments may wait for their fsync before
+// reception pauses: the disk is slower than the server.
+const sealsWaiting = 2
+
+// streaming is one stream's state. Its loop is the only goroutine that writes
+// into the spool, and the only one that speaks to the server.
+type streaming struct {
+	r      *Receiver
+	s      *replication.Stream
+	disk   *syncer
+	srv    server
+	cursor segment.LSN // next byte expected from the server
+	page   []byte      // expected bytes of the page before the boundary; nil when none is compared
+	behind *lastRecord // what the first record must follow, when no page could be compared
+
+	batch   *replication.Batch // being worked on
+	message int                // index of the message in it
+	rest    []byte             // of that message's data
+
+	name     string // of the server, for messages
+	flows    bool   // everything held was compared, and something came behind it
+	full     bool   // the spool has no room for the next segment
+	dirty    bool   // bytes were written since the last sync began
+	feedback feedback
+	scratch  []byte
+}
+
+// stream starts replication and works until it ends. nil means that Run's
+// work is done: ctx ended, or EndPos was passed.
+func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv server, restart segment.LSN) (err error) {
+	from, withPage := r.startPosition()
+	st := &streaming{r: r, srv: srv, cursor: from.LSN}
+	if withPage {
+		if st.page, err = r.lastPage(ctx, from); err != nil {
+			return err
+		}
+	} else if r.skipPage && !r.fresh {
+		if st.behind, err = r.lastHeldRecord(ctx); err != nil {
+			return err
+		}
+	}
+	if st.s, err = conn.StartReplication(ctx, r.o.Slot, from); err != nil {
+		return r.startFailed(err, from)
+	}
+	defer func() {
+		// Everything that matters was said before; the connection may be gone.
+		_ = st.s.Close()
+	}()
+	r.slotSeen = true
+	st.name = conn.String()
+	st.disk = startSyncer()
+	defer func() { err = errors.Join(err, st.shutDisk()) }()
+	st.feedback = newFeedback(r, srv, restart)
+	return st.run(ctx)
+}
+
+// startFailed makes sense of a refused START_REPLICATION.
+func (r *Receiver) startFailed(err error, from segment.Position) error {
+	if end, ok := replication.IsEndOfTimeline(err); ok {
+		if switchErr := r.switchTo(end.At, end.Next); switchErr != nil {
+			return switchErr
+		}
+		return end
+	}
+	if errors.Is(err, replication.ErrSlotMissing) {
+		// PostgreSQL 14 where no ordinary connection could ask: now it is known.
+		r.slotSeen = false
+	}
+	return r.gapOr(err, from)
+}
+
+// run is the loop.
+func (st *streaming) run(ctx context.Context) error {
+	r := st.r
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		room := r.spool.RoomChanged() // asked for before consume looks for room
+		if st.batch != nil {
+			if done, err := st.consume(ctx); done || err != nil {
+				return err
+			}
+		}
+		st.sync()
+		if err := st.feedback.send(st, time.Now()); err != nil {
+			return st.gone(err)
+		}
+		timer.Reset(time.Until(st.feedback.next(time.Now())))
+
+		batches := st.s.Batches()
+		if st.batch != nil {
+			batches = nil // paused: the one in hand comes first
+		}
+		select {
+		case <-ctx.Done():
+			return st.stop(ctx)
+		case b, ok := <-batches:
+			if !ok {
+				return r.gapOr(st.s.Err(), segment.Position{Timeline: st.s.Timeline(), LSN: st.cursor})
+			}
+			st.batch, st.message, st.rest = b, 0, nil
+		case res := <-st.disk.done:
+			if err := st.synced(res); err != nil {
+				return err
+			}
+		case <-room:
+		case <-r.uploader.Changed():
+			st.feedback.moved = true
+			if err := r.uploader.Stopped(); err != nil && st.full {
+				return fmt.Errorf("%w: %w", ErrSpoolStuck, err)
+			}
+		case <-r.watch.changed:
+			st.feedback.moved = true
+			if st.full && r.watch.shuttingDown() {
+				// It cannot stop before we have read what it sent, and we have
+				// no room for it. Its slot keeps it.
+				return errors.New("the server is shutting down while the spool is full; letting go of it")
+			}
+		case <-timer.C:
+		}
+	}
+}
+
+// gone prefers what the server said over the failure to speak to it.
+func (st *streaming) gone(sendErr error) error {
+	select {
+	case b, ok := <-st.s.Batches():
+		if !ok && st.s.Err() != nil {
+			return st.s.Err()
+		}
+		if ok {
+			b.Release()
+		}
+	default:
+	}
+	return sendErr
+}
+
+// consume works on the batch in hand until it is used up (done false, batch
+// nil), or has to pause (batch kept), or the stream is over.
+func (st *streaming) consume(ctx context.Context) (done bool, err error) {
+	r := st.r
+	for st.message < len(st.batch.Messages) {
+		m := &st.batch.Messages[st.message]
+		r.server = max(r.server, m.ServerEnd)
+		switch m.Kind {
+		case replication.Keepalive:
+			if m.ReplyRequested {
+				st.feedback.asked(time.Now())
+			}
+		case replication.CopyDone:
+			return true, st.timelineEnded(ctx)
+		case replication.WALData:
+			if st.rest == nil {
+				if m.Start != st.cursor {
+					return true, fmt.Errorf("%w: WAL at %s was sent where %s was expected", replication.ErrProtocol, m.Start, st.cursor)
+				}
+				st.rest = m.Data
+			}
+			r.server = max(r.server, m.Start+segment.LSN(len(m.Data)))
+			for len(st.rest) > 0 {
+				paused, err := st.take()
+				if err != nil || paused {
+					return err != nil, err
+				}
+			}
+			st.rest = nil
+			if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos && st.cursor >= r.pos.LSN {
+				return true, st.stop(ctx)
+			}
+		}
+		st.message++
+		if !st.flows && st.cursor >= r.pos.LSN && !r.fresh {
+			// Only now: a server that takes the command and then ends the
+			// stream each time is still one trouble.
+			st.flows = true
+			r.trouble.Over()
+			r.log.Info("streaming", "position", r.pos.String(), "server", st.name, "version", st.srv.version.String())
+		}
+	}
+	st.batch.Release()
+	st.batch = nil
+	return false, nil
+}
+
+// take moves the next bytes of st.rest, at most to the end of their segment,
+// into the spool, or compares them with what is there.
+func (st *streaming) take() (paused bool, err error) {
+	r := st.r
+	if st.cursor < r.size.Start(r.pos.LSN) {
+		return false, st.takePage()
+	}
+	if r.seg == nil {
+		if paused, err := st.open(); paused || err != nil {
+			return paused, err
+		}
+	}
+	n := min(len(st.rest), int(r.seg.Name().End(r.size)-st.cursor))
+	if err := st.store(st.rest[:n]); err != nil {
+		return false, err
+	}
+	st.rest = st.rest[n:]
+	st.cursor += segment.LSN(n)
+	r.seg.Advance(st.cursor)
+	if st.cursor > r.pos.LSN {
+		r.pos.LSN = st.cursor
+	}
+	r.fresh = false
+	if st.behindUnproved() {
+		if err := st.proveBehind(); err != nil {
+			return false, err
+		}
+	}
+	if st.cursor == r.seg.Name().End(r.size) {
+		return false, st.close()
+	}
+	return false, nil
+}
+
+// takePage compares the page before a boundary.
+func (st *streaming) takePage() error {
+	start := st.r.size.Start(st.r.pos.LSN) - pageSize
+	at := int(st.cursor - start)
+	n := min(len(st.rest), pageSize-at)
+	if err := st.compare(st.page[at:at+n], st.rest[:n], st.cursor); err != nil {
+		return err
+	}
+	st.rest = st.rest[n:]
+	st.cursor += segment.LSN(n)
+	return nil
+}
+
+// open begins the segment at the cursor, unless the spool or its disk is full.
+func (st *streaming) open() (paused bool, err error) {
+	r := st.r
+	if len(st.disk.queue) >= sealsWaiting {
+		return true, nil
+	}
+	n := r.size.Name(r.pos.Timeline, st.cursor)
+	g, held := r.find(n)
+	if !held && !r.spool.Room() {
+		if err := r.uploader.Stopped(); err != nil {
+			return false, fmt.Errorf("%w: %w", ErrSpoolStuck, err)
+		}
+		st.nowFull(nil)
+		return true, nil
+	}
+	if !held || !g.Sealed() {
+		g, err = r.spool.Begin(n)
+	}
+	if errors.Is(err, syscall.ENOSPC) {
+		st.nowFull(err)
+		return true, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	if st.full {
+		st.full = false
+		r.log.Info("the spool has room again; receiving")
+	}
+	r.seg = g
+	return false, nil
+}
+
+// find returns a segment that the spool holds.
+func (r *Receiver) find(n segment.Name) (*spool.Segment, bool) {
+	for _, g := range r.spool.Segments() {
+		if g.Name() == n {
+			return g, true
+		}
+	}
+	return nil, false
+}
+
+// nowFull says once what reception waits for.
+func (st *streaming) nowFull(err error) {
+	if st.full {
+		return
+	}
+	st.full = true
+	used, limit := st.r.spool.Used()
+	attrs := []any{"used", used, "limit", limit, "archive_failing", st.r.uploader.Failing()}
+	if err != nil {
+		attrs = append(attrs, "error", err.Error())
+	}
+	st.r.log.Warn("the spool is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
+		"nothing is lost as long as the server has room", attrs...)
+}
+
+// store puts p, which lies within one segment at the cursor, into place. Bytes
+// that the spool vouches for are compared, the others written; of a segment
+// that is sealed already all are compared.
+func (st *streaming) store(p []byte) error {
+	r, at := st.r, st.cursor
+	if !r.seg.Sealed() {
+		st.dirty = true
+		if err := r.seg.WriteAt(p, at); err != nil {
+			if errors.Is(err, spool.ErrConflict) {
+				return fmt.Errorf("%w (we hold WAL up to %s): %w", ErrConflict, r.pos, err)
+			}
+			return err
+		}
+		return nil
+	}
+	if st.scratch == nil {
+		st.scratch = make([]byte, maxScratch)
+	}
+	for len(p) > 0 {
+		held := st.scratch[:min(len(p), maxScratch)]
+		if err := r.seg.ReadAt(held, at); err != nil {
+			return err
+		}
+		if err := st.compare(held, p[:len(held)], at); err != nil {
+			return err
+		}
+		p, at = p[len(held):], at+segment.LSN(len(held))
+	}
+	return nil
+}
+
+// maxScratch bounds one comparison, in bytes.
+const maxScratch = 64 << 10
+
+// compare finds the first difference between what is held and what was sent
+// at an LSN.
+func (st *streaming) compare(held, sent []byte, at segment.LSN) error {
+	if bytes.Equal(held, sent) {
+		return nil
+	}
+	i := 0
+	for held[i] == sent[i] {
+		i++
+	}
+	return fmt.Errorf("%w: at %s on timeline %d (we hold WAL up to %s)",
+		ErrConflict, at+segment.LSN(i), st.s.Timeline(), st.r.pos)
+}
+
+// close hands a full segment to the disk for sealing.
+func (st *streaming) close() error {
+	r := st.r
+	g := r.seg
+	if err := r.rememberTail(g); err != nil {
+		return err
+	}
+	r.seg = nil
+	if g.Sealed() {
+		r.spooled = max(r.spooled, g.Name().End(r.size))
+		return nil
+	}
+	st.dirty = false // the seal syncs it
+	st.disk.queue = append(st.disk.queue, g)
+	return nil
+}
+
+// sync gives the disk its next work: a seal that waits, else, as soon as
+// nothing more is queued, one fsync for all that was written.
+func (st *streaming) sync() {
+	switch {
+	case st.disk.busy:
+	case len(st.disk.queue) > 0:
+		st.disk.start(st.disk.queue[0], true)
+	case st.dirty && st.r.seg != nil && len(st.s.Batches()) == 0 && (st.batch == nil || st.full):
+		st.dirty = false
+		st.disk.start(st.r.seg, false)
+	}
+}
+
+// synced takes the result of a sync or seal.
+func (st *streaming) synced(res syncResult) error {
+	r := st.r
+	st.disk.busy = false
+	if res.err != nil {
+		// The kernel may have dropped what was written: nothing of it is
+		// believed. It is given up and streamed again from what is durable.
+		st.giveUp()
+		return fmt.Errorf("making segment %s durable: %w", res.seg.Name(), res.err)
+	}
+	if res.sealed {
+		st.disk.queue = st.disk.queue[1:]
+		st.feedback.due = true // a report at each seal
+		r.log.Debug("sealed", "segment", res.seg.Name().String())
+	}
+	if res.seg.Name().Timeline == r.pos.Timeline {
+		r.spooled = max(r.spooled, min(res.durable, r.pos.LSN))
+	}
+	st.feedback.moved = true
+	return nil
+}
+
+// giveUp abandons every segment that is not durable, and goes back to the
+// position that is.
+func (st *streaming) giveUp() {
+	r := st.r
+	for _, g := range st.disk.queue {
+		g.Abandon()
+	}
+	if r.seg != nil {
+		r.seg.Abandon()
+	}
+	st.disk.queue = nil
+	r.seg = nil
+	r.tail = tailPage{}
+	r.pos.LSN = min(r.pos.LSN, r.spooled)
+}
+
+// stop ends the stream in good order: what was received is made durable and
+// reported, and the server is told good-bye.
+func (st *streaming) stop(ctx context.Context) error {
+	r := st.r
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
+	defer cancel()
+	if err := st.flush(ctx); err != nil {
+		return err
+	}
+	st.feedback.due = true
+	if err := st.feedback.send(st, time.Now()); err != nil {
+		r.log.Debug("the last status could not be sent", "error", err.Error())
+		return nil
+	}
+	if err := st.s.Stop(ctx); err != nil {
+		r.log.Debug("the stream did not end in good order", "error", err.Error())
+	}
+	return nil
+}
+
+// flush makes everything that was written durable.
+func (st *streaming) flush(ctx context.Context) error {
+	for {
+		if !st.disk.busy && len(st.disk.queue) == 0 {
+			if !st.dirty || st.r.seg == nil {
+				return nil
+			}
+			st.dirty = false
+			st.disk.start(st.r.seg, false)
+		} else if !st.disk.busy {
+			st.disk.start(st.disk.queue[0], true)
+		}
+		select {
+		case res := <-st.disk.done:
+			if err := st.synced(res); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("making the spool durable: %w", ctx.Err())
+		}
+	}
+}
+
+// shutDisk waits for the disk. What is open stays in the spool, which knows
+// what it holds of it when the next attempt begins it again.
+func (st *streaming) shutDisk() error {
+	if st.batch != nil {
+		st.batch.Release()
+		st.batch = nil
+	}
+	var err error
+	if st.disk.busy {
+		err = st.synced(<-st.disk.done)
+	}
+	for err == nil && len(st.disk.queue) > 0 {
+		st.disk.start(st.disk.queue[0], true)
+		err = st.synced(<-st.disk.done)
+	}
+	st.disk.stop()
+	st.r.seg = nil
+	return err
+}
+
+// timelineEnded follows the server to the next timeline.
+func (st *streaming) timelineEnded(ctx context.Context) error {
+	if err := st.flush(ctx); err != nil {
+		return err
+	}
+	next, err := st.s.FinishTimeline(ctx)
+	if err != nil {
+		return err
+	}
+	if next.LSN > st.cursor {
+		return fmt.Errorf("%w: timeline %d is said to end at %s, and was sent up to %s", replication.ErrProtocol, st.s.Timeline(), next.LSN, st.cursor)
+	}
+	if err := st.r.switchTo(next.LSN, next.Timeline); err != nil {
+		return err
+	}
+	return &replication.EndOfTimeline{Timeline: st.s.Timeline(), Next: next.Timeline, At: next.LSN}
+}
+
+// switchTo goes on behind the end of the current timeline.
+func (r *Receiver) switchTo(at segment.LSN, child segment.Timeline) error {
+	r.log.Info("the timeline ended; following the server to the next", "timeline", uint32(r.pos.Timeline), "switchpoint", at.String(), "next", uint32(child))
+	return r.endTimeline(at, child)
+}

@@ -1,0 +1,63 @@
+package receiver
+
+import (
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// syncer does the fsyncs beside the loop, one at a time, so that a slow disk
+// keeps nobody from answering the server.
+type syncer struct {
+	queue []*spool.Segment // full segments that wait to be sealed, in order
+	busy  bool             // a request is under way; its result comes on done
+
+	requests chan syncRequest
+	done     chan syncResult
+	ended    chan struct{}
+}
+
+type syncRequest struct {
+	seg  *spool.Segment
+	seal bool
+}
+
+type syncResult struct {
+	seg     *spool.Segment
+	sealed  bool
+	durable segment.LSN // everything of the segment before it is durable
+	err     error
+}
+
+func startSyncer() *syncer {
+	d := &syncer{requests: make(chan syncRequest), done: make(chan syncResult, 1), ended: make(chan struct{})}
+	go func() {
+		defer close(d.ended)
+		for req := range d.requests {
+			d.done <- req.do()
+		}
+	}()
+	return d
+}
+
+func (req syncRequest) do() syncResult {
+	res := syncResult{seg: req.seg, sealed: req.seal}
+	if req.seal {
+		res.err = req.seg.Seal()
+		res.durable = req.seg.Written()
+		return res
+	}
+	res.durable, res.err = req.seg.Sync()
+	return res
+}
+
+// start gives the disk its next work. It must not be busy.
+func (d *syncer) start(g *spool.Segment, seal bool) {
+	d.busy = true
+	d.requests <- syncRequest{g, seal}
+}
+
+// stop ends the goroutine and waits for it. It must not be busy.
+func (d *syncer) stop() {
+	close(d.requests)
+	<-d.ended
+}

@@ -1,0 +1,353 @@
+package receiver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/replication/fakepg"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+const slotName = "walferry"
+
+// world is a server, a spool in a real directory, and an archive in memory
+// with a carrier between them. It lives in a synctest bubble.
+type world struct {
+	t       *testing.T
+	srv     *fakepg.Server
+	dir     string
+	fs      disk.FS
+	sp      *spool.Spool
+	archive *testArchive
+	carrier *carrier
+	options Options
+	log     *logBuffer
+	r       *Receiver
+}
+
+// testArchive keeps whole segments, and answers like one that is reachable.
+type testArchive struct {
+	mu       sync.Mutex
+	segments map[segment.Name][]byte
+	partials map[segment.Name]segment.LSN
+	id       spool.Identity
+	down     error // every call fails with it
+}
+
+func (a *testArchive) Claim(_ context.Context, id spool.Identity) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.down != nil:
+		return a.down
+	case a.id == spool.Identity{}:
+		a.id = id
+	case a.id != id:
+		return fmt.Errorf("%w: %w", ErrRefused, segment.ErrForeignCluster)
+	}
+	return nil
+}
+
+func (a *testArchive) RunEnd(_ context.Context, h segment.History, size segment.Size, _ segment.LSN) (segment.Position, bool, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != nil {
+		return segment.Position{}, false, a.down
+	}
+	var end segment.Position
+	for n := range a.segments {
+		p := segment.Position{Timeline: n.Timeline, LSN: n.End(size)}
+		if (n.Timeline == h.Timeline || h.Contains(p)) && p.LSN > end.LSN {
+			end = p
+		}
+	}
+	return end, end.LSN != 0, nil
+}
+
+func (a *testArchive) Segment(_ context.Context, n segment.Name, _ segment.Size) ([]byte, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != nil {
+		return nil, a.down
+	}
+	b, ok := a.segments[n]
+	if !ok {
+		return nil, fmt.Errorf("%s is not in the archive", n)
+	}
+	return b, nil
+}
+
+// carrier is an uploader: it moves whole segments into a testArchive while it
+// is not held up.
+type carrier struct {
+	sp   *spool.Spool
+	ar   *testArchive
+	size segment.Size
+
+	mu       sync.Mutex
+	stalled  chan struct{} // open while nothing is carried; nil when it flows
+	failing  bool
+	stopped  error
+	shipped  segment.Position
+	known    bool
+	switches map[segment.Timeline]segment.Position // where a timeline ended -> the child
+	changed  chan struct{}
+}
+
+func (c *carrier) run(ctx context.Context) {
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	for {
+		g, err := c.sp.Take(ctx)
+		if err != nil {
+			return
+		}
+		wg.Go(func() { c.carry(ctx, g) })
+	}
+}
+
+func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
+	var b bytes.Buffer
+	if _, err := b.ReadFrom(g.Follow(ctx)); err != nil {
+		return
+	}
+	c.mu.Lock()
+	stalled := c.stalled
+	c.mu.Unlock()
+	if stalled != nil {
+		select {
+		case <-stalled:
+		case <-ctx.Done():
+			return
+		}
+	}
+	c.ar.mu.Lock()
+	end := g.End()
+	if w, ended := g.Finished(); ended {
+		c.ar.partials[g.Name()], end = w, w
+	} else {
+		c.ar.segments[g.Name()] = b.Bytes()
+	}
+	c.ar.mu.Unlock()
+	if err := c.sp.Drop(g); err != nil && ctx.Err() == nil {
+		panic(err)
+	}
+	c.mu.Lock()
+	if g.Name().Timeline == c.shipped.Timeline && g.Start() <= c.shipped.LSN && end > c.shipped.LSN {
+		c.shipped.LSN = end
+	}
+	c.follow()
+	c.mu.Unlock()
+	c.notify()
+}
+
+func (c *carrier) follow() {
+	if to, ok := c.switches[c.shipped.Timeline]; ok && c.shipped.LSN >= to.LSN {
+		c.shipped = to
+	}
+}
+
+func (c *carrier) notify() {
+	select {
+	case c.changed <- struct{}{}:
+	default:
+	}
+}
+
+func (c *carrier) stall() { c.mu.Lock(); defer c.mu.Unlock(); c.stalled = make(chan struct{}) }
+func (c *carrier) flow()  { c.mu.Lock(); defer c.mu.Unlock(); close(c.stalled); c.stalled = nil }
+
+func (c *carrier) fail(failing bool) {
+	c.mu.Lock()
+	c.failing = failing
+	c.mu.Unlock()
+	c.notify()
+}
+
+func (c *carrier) stop(err error) {
+	c.mu.Lock()
+	c.stopped = err
+	c.mu.Unlock()
+	c.notify()
+}
+
+func (c *carrier) Base(p segment.Position) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.shipped, c.known = p, true
+	c.follow()
+}
+
+func (c *carrier) Switch(t segment.Timeline, at segment.LSN, child segment.Timeline) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.switches[t] = segment.Position{Timeline: child, LSN: at}
+	c.follow()
+}
+
+func (c *carrier) Shipped() (segment.Position, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.shipped, c.known
+}
+func (c *carrier) Failing() bool            { c.mu.Lock(); defer c.mu.Unlock(); return c.failing }
+func (c *carrier) Stopped() error           { c.mu.Lock(); defer c.mu.Unlock(); return c.stopped }
+func (c *carrier) Changed() <-chan struct{} { return c.changed }
+
+// newWorld makes a world with 1 MB segments.
+func newWorld(t *testing.T, o fakepg.Options) *world {
+	t.Helper()
+	if o.SegmentSize == 0 {
+		o.SegmentSize = segment.MinSize
+	}
+	w := &world{t: t, srv: fakepg.New(o), dir: t.TempDir(), fs: disk.OS{}, log: &logBuffer{}}
+	t.Cleanup(w.srv.Close)
+	w.srv.SetSlot(slotName, mb) // a server that has kept its WAL from the beginning
+	w.archive = &testArchive{segments: map[segment.Name][]byte{}, partials: map[segment.Name]segment.LSN{}}
+	w.options = Options{Slot: slotName, ApplicationName: "walferry", Hold: 32 << 20, ShutdownGrace: 30 * time.Second}
+	return w
+}
+
+// connect dials a server of the world.
+func connect(srv *fakepg.Server) func(ctx context.Context) (*replication.Conn, error) {
+	return func(ctx context.Context) (*replication.Conn, error) {
+		c, err := replication.ParseConfig(replication.Params{DSN: "host=db port=5432 user=walferry sslmode=disable", ApplicationName: "walferry"})
+		if err != nil {
+			return nil, err
+		}
+		c.DialFunc = srv.Dial
+		return replication.Connect(ctx, c)
+	}
+}
+
+// start begins a run on the world's spool; the returned function ends it and
+// gives its error.
+func (w *world) start(limit int64) (end func() error, result <-chan error) {
+	w.t.Helper()
+	sp, err := spool.Open(w.fs, w.dir, spool.Options{Limit: limit})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.sp = sp
+	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}}
+	w.options.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	if w.options.Connect == nil {
+		w.options.Connect = connect(w.srv)
+	}
+	w.r = New(sp, w.archive, w.carrier, w.options)
+	ctx, cancel := context.WithCancel(context.Background())
+	var wg sync.WaitGroup
+	wg.Go(func() { w.carrier.run(ctx) })
+	done := make(chan error, 1)
+	r := w.r
+	wg.Go(func() { done <- r.Run(ctx) })
+	ended := false
+	end = func() error {
+		if ended {
+			return nil
+		}
+		ended = true
+		cancel()
+		wg.Wait()
+		if err := sp.Close(); err != nil {
+			w.t.Error(err)
+		}
+		select {
+		case err := <-done:
+			return err
+		default:
+			return nil
+		}
+	}
+	w.t.Cleanup(func() {
+		if err := end(); err != nil {
+			w.t.Errorf("Run: %v", err)
+		}
+		if w.t.Failed() {
+			w.t.Log(w.log.String())
+		}
+	})
+	return end, done
+}
+
+// checkArchive holds every archived segment against the server's bytes, and
+// returns where the archive ends on timeline t.
+func (w *world) checkArchive(t segment.Timeline) segment.LSN {
+	w.t.Helper()
+	w.archive.mu.Lock()
+	defer w.archive.mu.Unlock()
+	var end segment.LSN
+	for n, b := range w.archive.segments {
+		if !bytes.Equal(b, w.srv.WAL().Segment(n)) {
+			w.t.Errorf("segment %s in the archive differs from the server's", n)
+		}
+		if n.Timeline == t {
+			end = max(end, n.End(w.srv.WAL().Size()))
+		}
+	}
+	for l := w.srv.WAL().Size().Start(end) - segment.LSN(w.srv.WAL().Size()); l >= mb && l < end; l -= segment.LSN(w.srv.WAL().Size()) {
+		found := false
+		for n := range w.archive.segments {
+			found = found || n.Start(w.srv.WAL().Size()) == l
+		}
+		if !found {
+			w.t.Errorf("the archive ends at %s and has no segment at %s", end, l)
+		}
+	}
+	return end
+}
+
+// checkStatuses holds every status against what the server ever had.
+func (w *world) checkStatuses() {
+	w.t.Helper()
+	for _, s := range w.srv.Statuses() {
+		if s.Apply != 0 {
+			w.t.Errorf("an apply LSN was reported: %+v", s)
+		}
+		if s.Flush > s.Write || s.Write > w.srv.End() {
+			w.t.Errorf("a status is beyond what was there (server ends at %s): %+v", w.srv.End(), s)
+		}
+	}
+}
+
+// lastStatus returns the last status that the server has received.
+func (w *world) lastStatus() replication.Status {
+	all := w.srv.Statuses()
+	if len(all) == 0 {
+		return replication.Status{}
+	}
+	return all[len(all)-1]
+}
+
+// logBuffer is a log that is read while it is written.
+type logBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (l *logBuffer) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+func (l *logBuffer) String() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.String()
+}
+
+// settle lets everything run that can run without time passing.
+func settle() { synctest.Wait() }
+
+var errDown = errors.New("the store is away")

@@ -1,0 +1,526 @@
+// Package uploader carries WAL from the spool into the archive.
+//
+// A fixed number of workers each take one segment, the oldest first, compress
+// it while it still fills, and store it put-if-absent once it is whole. Stores
+// may finish in any order; two things happen in order: a segment leaves the
+// spool only when all before it are stored, so that the spool is always one
+// gapless run, and the shipped position moves only over a gapless run of
+// stored segments. A timeline's history is stored before any of its WAL
+// (DESIGN, invariant 4).
+//
+// # What a crash leaves
+//
+//	operation        crash point                     state left                        who mends it
+//	store a history  before or after the PUT         the spool still has it            the next run stores it again: equal content is success
+//	store a segment  before the PUT                  sealed file in the spool          the next run takes it again
+//	store a segment  after the PUT, before the drop  object and sealed file            the next run stores it again: equal content is success, then drops it
+//	drop a segment   after the unlink                object only; maybe a file of the  the next run: as above
+//	                                                 same content comes back
+package uploader
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync"
+
+	"github.com/walferry/walferry/archive"
+	"github.com/walferry/walferry/archive/codec"
+	"github.com/walferry/walferry/archive/objstore"
+	"github.com/walferry/walferry/internal/patience"
+	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
+)
+
+// Spool is where the WAL comes from.
+type Spool interface {
+	Take(ctx context.Context) (*spool.Segment, error)
+	Drop(*spool.Segment) error
+	Segments() []*spool.Segment
+	Histories() []segment.Timeline
+	History(segment.Timeline) ([]byte, error)
+	Identity() (spool.Identity, bool)
+}
+
+// Archive is where it goes. Each call stores put-if-absent and returns nil
+// only when an object with the given decoded content is durable;
+// archive.ErrConflict when one with other content is there.
+type Archive interface {
+	PutSegment(ctx context.Context, n segment.Name, m codec.Method, frame objstore.Body, plain io.ReaderAt, size segment.Size) error
+	PutPartial(ctx context.Context, n segment.Name, w segment.LSN, m codec.Method, frame objstore.Body, plain io.ReaderAt, size segment.Size) error
+	PutHistory(ctx context.Context, t segment.Timeline, m codec.Method, content []byte) error
+	Claim(ctx context.Context, id archive.Identity) (archive.Identity, error)
+	// Identity returns the identity object, or archive.ErrNotFound.
+	Identity(ctx context.Context) (archive.Identity, error)
+}
+
+// Options of an Uploader.
+type Options struct {
+	Workers int            // segments in hand at once; default 4
+	Method  codec.Method   // how WAL is compressed
+	Follow  bool           // Method is for a new archive only: one that has a codec keeps it
+	Buffers *codec.Buffers // where frames are built
+	Log     *slog.Logger   // optional
+}
+
+// Uploader ships segments. Its methods may be called concurrently.
+type Uploader struct {
+	spool   Spool
+	archive Archive
+	o       Options
+	log     *slog.Logger
+	trouble *patience.Trouble
+	changed chan struct{} // capacity 1: something a caller may wait for has changed
+
+	claimMu sync.Mutex // one claim at a time
+	claimed bool
+	coder   *codec.Encoders // set by the claim
+
+	takeMu sync.Mutex // one Take at a time, so that queue is in the spool's order
+
+	historyMu sync.Mutex // one history at a time; guards histories
+	histories map[segment.Timeline]bool
+
+	mu       sync.Mutex
+	queue    []*item // taken and not yet dropped, in the spool's order
+	front    segment.Position
+	frontSet bool
+	stored   map[segment.Name]segment.LSN // stored ends that front has not passed yet
+	switches map[segment.Timeline]switchpoint
+	stopped  error // why shipping stopped for good
+	size     segment.Size
+}
+
+type item struct {
+	seg    *spool.Segment
+	stored bool
+}
+
+type switchpoint struct {
+	at    segment.LSN
+	child segment.Timeline
+}
+
+// New returns an uploader that has not started.
+func New(sp Spool, ar Archive, o Options) *Uploader {
+	if o.Workers <= 0 {
+		o.Workers = 4
+	}
+	if o.Log == nil {
+		o.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Uploader{
+		spool: sp, archive: ar, o: o, log: o.Log,
+		trouble:   patience.New(o.Log, "write to the archive"),
+		changed:   make(chan struct{}, 1),
+		histories: map[segment.Timeline]bool{},
+		stored:    map[segment.Name]segment.LSN{},
+		switches:  map[segment.Timeline]switchpoint{},
+	}
+}
+
+// Run ships until ctx ends, and returns when all workers are still. It returns
+// an error, at once, only when this archive must not be written at all
+// (foreign cluster, other codec, no put-if-absent). A conflict with one object
+// stops the shipping, but Run goes on waiting: reception continues into the
+// spool (DESIGN, invariant 2); Stopped tells why.
+func (u *Uploader) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	var wg sync.WaitGroup
+	for range u.o.Workers {
+		wg.Go(func() {
+			if err := u.work(ctx); err != nil {
+				cancel(err)
+			}
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// Claim makes sure that the archive is this cluster's, writing its identity
+// object when there is none. It asks the archive until that succeeded once and
+// answers from memory after: the identity object never changes.
+func (u *Uploader) Claim(ctx context.Context, id spool.Identity) error {
+	u.claimMu.Lock()
+	defer u.claimMu.Unlock()
+	if u.claimed {
+		return nil
+	}
+	method := u.o.Method
+	if u.o.Follow {
+		have, err := u.archive.Identity(ctx)
+		switch {
+		case err == nil && have.WALCodec != method.Name:
+			if method, err = codec.Parse(have.WALCodec); err != nil {
+				return fmt.Errorf("the archive's codec: %w", err)
+			}
+		case err != nil && !errors.Is(err, archive.ErrNotFound):
+			return err
+		}
+	}
+	_, err := u.archive.Claim(ctx, archive.Identity{
+		SystemIdentifier: id.SystemIdentifier,
+		SegmentSize:      id.SegmentSize,
+		WALCodec:         method.Name,
+	})
+	if err != nil {
+		return err
+	}
+	u.claimed, u.coder = true, codec.NewEncoders(method)
+	return nil
+}
+
+// claim asks until the archive is known to be this cluster's, and returns how
+// its WAL is compressed.
+func (u *Uploader) claim(ctx context.Context) (*codec.Encoders, error) {
+	err := u.insist(ctx, "open the archive", func() error {
+		id, _ := u.spool.Identity()
+		return u.Claim(ctx, id)
+	})
+	u.claimMu.Lock()
+	defer u.claimMu.Unlock()
+	return u.coder, err
+}
+
+// Base tells that the archive holds everything before p gaplessly: the shipped
+// position counts from there. Called by whoever proved it, on each start.
+func (u *Uploader) Base(p segment.Position) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.frontSet && u.front.Timeline == p.Timeline && u.front.LSN >= p.LSN {
+		return
+	}
+	u.front, u.frontSet = p, true
+	u.advance()
+}
+
+// Switch tells that timeline t ended at LSN at and child goes on there.
+func (u *Uploader) Switch(t segment.Timeline, at segment.LSN, child segment.Timeline) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.switches[t] = switchpoint{at, child}
+	u.advance()
+}
+
+// Shipped returns the end of the gapless run in the archive; ok is false while
+// it is not known where that begins.
+func (u *Uploader) Shipped() (p segment.Position, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.front, u.frontSet
+}
+
+// Failing reports whether the last attempt to write to the archive failed.
+func (u *Uploader) Failing() bool { return u.trouble.Failing() }
+
+// Stopped returns why shipping has stopped for good, or nil: an error that
+// matches archive.ErrConflict.
+func (u *Uploader) Stopped() error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.stopped
+}
+
+// Changed is sent to when Shipped, Failing or Stopped may have changed. One
+// consumer; changes that come together are told once.
+func (u *Uploader) Changed() <-chan struct{} { return u.changed }
+
+// Pending returns how many segments are in hand, the open one included.
+func (u *Uploader) Pending() int {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.queue)
+}
+
+func (u *Uploader) notify() {
+	select {
+	case u.changed <- struct{}{}:
+	default:
+	}
+}
+
+// Drain waits until everything that is whole in the spool is in the archive.
+// It returns ctx's error when that ends first, and the conflict that stopped
+// the shipping. The receiver must have stopped.
+func (u *Uploader) Drain(ctx context.Context) error {
+	for {
+		if err := u.Stopped(); err != nil {
+			return err
+		}
+		if !u.waiting() {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-u.changed:
+		}
+	}
+}
+
+// waiting reports whether the spool has a segment that is whole.
+func (u *Uploader) waiting() bool {
+	for _, g := range u.spool.Segments() {
+		if _, ended := g.Finished(); ended || g.Sealed() {
+			return true
+		}
+	}
+	return false
+}
+
+// Final reports whether err says that this archive must not be written at all.
+func Final(err error) bool { return final(err) }
+
+func final(err error) bool {
+	return errors.Is(err, archive.ErrForeignCluster) || errors.Is(err, archive.ErrCodec) ||
+		errors.Is(err, objstore.ErrConditionIgnored)
+}
+
+// work is one worker: segments one after the other until ctx ends. A non-nil
+// error ends the whole uploader.
+func (u *Uploader) work(ctx context.Context) error {
+	for ctx.Err() == nil {
+		it, err := u.take(ctx)
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("taking a segment from the spool: %w", err)
+		}
+		err = u.ship(ctx, it)
+		switch {
+		case err == nil:
+			u.finish(it)
+		case ctx.Err() != nil:
+			return nil
+		case errors.Is(err, archive.ErrConflict):
+			u.stop(err)
+			<-ctx.Done()
+			return nil
+		case final(err):
+			return err
+		default:
+			// The segment was given up by its writer (a failed fsync). It comes
+			// back under the same name when it has been streamed again.
+			u.log.Debug("segment not shipped", "segment", it.seg.Name().String(), "error", err.Error())
+			u.forget(it)
+		}
+	}
+	return nil
+}
+
+func (u *Uploader) take(ctx context.Context) (*item, error) {
+	u.takeMu.Lock()
+	defer u.takeMu.Unlock()
+	if err := u.waitWhileStopped(ctx); err != nil {
+		return nil, err
+	}
+	seg, err := u.spool.Take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	id, ok := u.spool.Identity()
+	if !ok {
+		return nil, errors.New("the spool has a segment but no identity")
+	}
+	it := &item{seg: seg}
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.size = id.SegmentSize
+	u.queue = append(u.queue, it)
+	return it, nil
+}
+
+// waitWhileStopped returns nil unless shipping has stopped; then it waits for
+// the end of ctx.
+func (u *Uploader) waitWhileStopped(ctx context.Context) error {
+	if u.Stopped() == nil {
+		return nil
+	}
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+// stop ends shipping for good: nothing is changed in the archive any more.
+func (u *Uploader) stop(err error) {
+	u.mu.Lock()
+	first := u.stopped == nil
+	if first {
+		u.stopped = err
+	}
+	u.mu.Unlock()
+	if first {
+		u.log.Error("shipping has stopped: the archive holds other WAL under this name; reception goes on into the spool until it is full", "error", err.Error())
+	}
+	u.notify()
+}
+
+// finish records a stored segment, moves the shipped position, and drops from
+// the spool what no longer waits for an older one.
+func (u *Uploader) finish(it *item) {
+	u.mu.Lock()
+	it.stored = true
+	n := it.seg.Name()
+	end := n.End(u.size)
+	if w, ended := it.seg.Finished(); ended {
+		end = w
+	}
+	u.stored[n] = end
+	u.advance()
+	drop := u.droppable()
+	u.mu.Unlock()
+	for _, d := range drop {
+		// Safe: the archive has answered that an object with this content and
+		// the right checksum is there, and so for every older segment.
+		if err := u.spool.Drop(d.seg); err != nil {
+			u.log.Error("cannot remove a shipped segment from the spool; the next start tries again", "segment", d.seg.Name().String(), "error", err.Error())
+		}
+	}
+	u.notify()
+}
+
+// droppable takes from the queue what is stored and has no older segment that
+// is whole and not stored. An open one holds up nothing: it is either the
+// newest, or the rest of a timeline that has ended. u.mu is held.
+func (u *Uploader) droppable() (drop []*item) {
+	for i := 0; i < len(u.queue); {
+		it := u.queue[i]
+		_, ended := it.seg.Finished()
+		switch {
+		case it.stored:
+			drop = append(drop, it)
+			u.queue = slices.Delete(u.queue, i, i+1)
+		case ended || it.seg.Sealed():
+			return drop
+		default:
+			i++
+		}
+	}
+	return drop
+}
+
+func (u *Uploader) forget(it *item) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.queue = slices.DeleteFunc(u.queue, func(o *item) bool { return o == it })
+}
+
+// advance moves front over the stored segments that join it. u.mu is held.
+func (u *Uploader) advance() {
+	for u.frontSet && u.size != 0 {
+		if s, ok := u.switches[u.front.Timeline]; ok && u.front.LSN >= s.at {
+			u.front = segment.Position{Timeline: s.child, LSN: s.at}
+			continue
+		}
+		n := u.size.Name(u.front.Timeline, u.front.LSN)
+		end, ok := u.stored[n]
+		if !ok || end <= u.front.LSN {
+			return
+		}
+		delete(u.stored, n)
+		u.front.LSN = end
+	}
+}
+
+// ship compresses one segment as it fills and stores it, with what must be
+// there before it. It retries what may pass until ctx ends.
+func (u *Uploader) ship(ctx context.Context, it *item) error {
+	n := it.seg.Name()
+	size := u.segmentSize()
+	coder, err := u.claim(ctx)
+	if err != nil {
+		return err
+	}
+	method := coder.Method()
+	frame, err := u.encode(ctx, it.seg, size, coder)
+	if err != nil {
+		return err
+	}
+	defer frame.Release()
+	plain := plainBytes{it.seg, n.Start(size)}
+	put := func() error { return u.archive.PutSegment(ctx, n, method, frame, plain, size) }
+	if w, ended := it.seg.Finished(); ended {
+		put = func() error { return u.archive.PutPartial(ctx, n, w, method, frame, plain, size) }
+	}
+	if err := u.shipHistories(ctx, n.Timeline, method); err != nil {
+		return err
+	}
+	return u.insist(ctx, "store segment "+n.String(), put)
+}
+
+func (u *Uploader) segmentSize() segment.Size {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.size
+}
+
+// insist repeats do until it succeeds, or fails for a reason that does not
+// pass, or ctx ends.
+func (u *Uploader) insist(ctx context.Context, what string, do func() error) error {
+	for {
+		if err := u.stoppedOr(ctx); err != nil {
+			return err
+		}
+		err := do()
+		if err == nil {
+			if u.trouble.Failing() {
+				u.trouble.Over()
+				u.notify()
+			}
+			return nil
+		}
+		err = fmt.Errorf("%s: %w", what, err)
+		if errors.Is(err, archive.ErrConflict) || final(err) || ctx.Err() != nil {
+			return err
+		}
+		if err := u.pause(ctx, err); err != nil {
+			return err
+		}
+	}
+}
+
+// pause records a failure that may pass and waits until it is worth trying
+// again.
+func (u *Uploader) pause(ctx context.Context, err error) error {
+	wait := u.trouble.Failed(err)
+	u.notify()
+	return u.trouble.Sleep(ctx, wait)
+}
+
+// stoppedOr returns the conflict that stopped the shipping, or ctx's error.
+func (u *Uploader) stoppedOr(ctx context.Context) error {
+	if err := u.Stopped(); err != nil {
+		return err
+	}
+	return ctx.Err()
+}
+
+// shipHistories stores the history files that the spool has, up to timeline t.
+func (u *Uploader) shipHistories(ctx context.Context, t segment.Timeline, method codec.Method) error {
+	u.historyMu.Lock()
+	defer u.historyMu.Unlock()
+	for _, h := range u.spool.Histories() {
+		if h > t || u.histories[h] {
+			continue
+		}
+		content, err := u.spool.History(h)
+		if err != nil {
+			return fmt.Errorf("reading %s from the spool: %w", h.HistoryName(), err)
+		}
+		if err := u.insist(ctx, "store "+h.HistoryName(), func() error {
+			return u.archive.PutHistory(ctx, h, method, content)
+		}); err != nil {
+			return err
+		}
+		u.histories[h] = true
+	}
+	return nil
+}
