@@ -31,36 +31,45 @@ type delivery struct {
 	unfinished bool // the object is a segment that was never completed
 }
 
-// serve delivers the object of that name. When its content is damaged, it may
-// still be sound under another extension: each is tried.
-func (d *delivery) serve(ctx context.Context, name string) error {
+// serve delivers the object of that name. found is false when the store
+// answered that it has none, in any form; only then may another name be tried.
+func (d *delivery) serve(ctx context.Context, name string) (found bool, err error) {
 	o, err := d.archive.Open(ctx, name)
+	if errors.Is(err, archive.ErrNotFound) {
+		return false, nil
+	}
 	if err != nil {
-		return fmt.Errorf("opening %s in %s: %w", name, d.archive, err)
+		return true, fmt.Errorf("opening %s in %s: %w", name, d.archive, err)
 	}
 	err = d.object(ctx, o)
-	if !damaged(err) {
-		return err
+	if damaged(err) {
+		err = d.otherForm(ctx, name, o.Key, err)
 	}
-	keys, listErr := d.archive.Forms(ctx, name)
-	if listErr != nil {
-		return fmt.Errorf("%w; other forms cannot be listed: %w", err, listErr)
+	return true, err
+}
+
+// otherForm delivers an object that is damaged under one key from another,
+// where its content may be sound. Without one, the damage is the error.
+func (d *delivery) otherForm(ctx context.Context, name, key string, damage error) error {
+	keys, err := d.archive.Forms(ctx, name)
+	if err != nil {
+		return fmt.Errorf("%w; %w", damage, err)
 	}
-	for _, key := range keys {
-		if key == o.Key || !decodable(key, name) {
+	for _, other := range keys {
+		if other == key || !decodable(other, name) {
 			continue
 		}
-		other, otherErr := d.archive.OpenKey(ctx, key)
-		if otherErr == nil {
-			otherErr = d.object(ctx, other)
+		o, err := d.archive.OpenKey(ctx, other)
+		if err == nil {
+			err = d.object(ctx, o)
 		}
-		if otherErr == nil || final(otherErr) {
-			d.log.Warn(fmt.Sprintf("%v; %s was taken instead", err, key))
-			return otherErr
+		if final(err) {
+			d.log.Warn(fmt.Sprintf("%v; %s was taken instead", damage, other))
+			return err
 		}
-		err = fmt.Errorf("%w; %w", err, otherErr)
+		damage = fmt.Errorf("%w; %w", damage, err)
 	}
-	return err
+	return damage
 }
 
 // damaged tells whether an object was read, and is not what it should be.

@@ -143,6 +143,13 @@ func (a *fakeArchive) Open(ctx context.Context, name string) (*archive.Object, e
 	return a.Archive.Open(ctx, name)
 }
 
+func (a *fakeArchive) OpenKey(ctx context.Context, key string) (*archive.Object, error) {
+	if err := a.call("OpenKey"); err != nil {
+		return nil, err
+	}
+	return a.Archive.OpenKey(ctx, key)
+}
+
 func (a *fakeArchive) Forms(ctx context.Context, name string) ([]string, error) {
 	if err := a.call("Forms"); err != nil {
 		return nil, err

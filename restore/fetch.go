@@ -212,12 +212,12 @@ func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 		return err
 	}
 	d := &delivery{Fetcher: f, wanted: w, cluster: c, target: target}
-	err = d.serve(ctx, w.String())
-	if errors.Is(err, archive.ErrNotFound) && f.takesPartial(w) {
+	found, err := d.serve(ctx, w.String())
+	if !found && f.takesPartial(w) {
 		d.unfinished = true
-		err = d.serve(ctx, partialOf(w))
+		found, err = d.serve(ctx, partialOf(w))
 	}
-	if errors.Is(err, archive.ErrNotFound) {
+	if !found {
 		p := &proof{archive: f.archive, wanted: w, cluster: c, partials: f.takesPartial(w)}
 		err = p.absent(ctx)
 	}

@@ -117,6 +117,21 @@ func TestOutcomes(t *testing.T) {
 				f.archive.damage(seg.String() + ".lz4")
 				f.put(seg.String()+".partial.lz4", wal(seg, int(testSize)))
 			}},
+		{what: "a damaged frame whose other form is gone when it is read", want: failed, says: "damaged",
+			set: func(f *fixture) {
+				f.put(seg.String()+".lz4", wal(seg, int(testSize)))
+				f.archive.damage(seg.String() + ".lz4")
+				f.put(seg.String()+".zst", wal(seg, int(testSize)))
+				f.put(seg.String()+".partial.lz4", wal(seg, segment.PageSize))
+				f.archive.fail["OpenKey"] = archive.ErrNotFound
+			}},
+		{what: "damage in every form", want: failed, says: ".zst",
+			set: func(f *fixture) {
+				for _, ext := range []string{".lz4", ".zst"} {
+					f.put(seg.String()+ext, wal(seg, int(testSize)))
+					f.archive.damage(seg.String() + ext)
+				}
+			}},
 		{what: "a connection that breaks in the body", want: failed, says: "connection reset",
 			set: func(f *fixture) {
 				f.put(seg.String(), wal(seg, int(testSize)))

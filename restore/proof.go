@@ -88,7 +88,7 @@ func readable() string {
 // can be read.
 func decodable(key, name string) bool {
 	_, ext, ok := strings.Cut(key, name)
-	return ok && slices.Contains(codec.Readable(), ext)
+	return ok && codec.CanRead(ext)
 }
 
 // checkIdentity compares an archive's identity with the cluster's.
