@@ -47,9 +47,9 @@
 // A failed sync of a file is final for the Segment: the kernel may have
 // dropped the bytes and forgotten that it did, so that a second sync would
 // prove nothing. The way out is Abandon and Begin: Begin writes the bytes that
-// it finds once more, syncs them, and only then believes them. A failed sync
-// of the directory is final for the Spool: every promise fails until it has
-// been closed and opened again.
+// it finds once more, so that the next sync has them to do. A failed sync of
+// the directory is final for the Spool: every promise fails until it has been
+// closed and opened again.
 //
 // A sealed segment is removed by Drop alone, when the caller knows that the
 // archive has it.

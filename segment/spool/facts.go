@@ -52,17 +52,21 @@ func (s *Spool) Bind(id Identity) error {
 	defer s.put.Unlock()
 	s.mu.Lock()
 	have, closed := s.identity, s.closed
+	var limitErr error
+	if have == nil {
+		limitErr = s.fitLimit(id.SegmentSize)
+	}
 	s.mu.Unlock()
 	switch {
 	case closed:
 		return ErrClosed
+	case limitErr != nil:
+		return limitErr
 	case have != nil && *have == id:
 		return nil
 	case have != nil:
 		return fmt.Errorf("the spool %s: %w: it holds system identifier %d with %s segments, not %d with %s", s.dir,
 			segment.ErrForeignCluster, have.SystemIdentifier, have.SegmentSize, id.SystemIdentifier, id.SegmentSize)
-	case s.limit < int64(id.SegmentSize):
-		return fmt.Errorf("%w: %d bytes, a segment has %s", ErrLimit, s.limit, id.SegmentSize)
 	}
 	b, err := json.Marshal(identityFile{strconv.FormatUint(id.SystemIdentifier, 10), uint64(id.SegmentSize)})
 	if err != nil {

@@ -1,6 +1,7 @@
 package spool
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -170,10 +171,12 @@ func (g *Segment) same(p []byte, at, pos, to segment.LSN) (segment.LSN, error) {
 		if err := g.ReadAt(have, pos); err != nil {
 			return pos, err
 		}
-		for i, b := range p[pos-at : pos-at+segment.LSN(len(have))] {
-			if b != have[i] {
-				return pos, fmt.Errorf("segment %s at %s: %w: the server sends other bytes than the spool holds", g.name, pos+segment.LSN(i), ErrConflict)
+		sent := p[pos-at : pos-at+segment.LSN(len(have))]
+		if !bytes.Equal(sent, have) {
+			for have[0] == sent[0] {
+				have, sent, pos = have[1:], sent[1:], pos+1
 			}
+			return pos, fmt.Errorf("segment %s at %s: %w: the server sends other bytes than the spool holds", g.name, pos, ErrConflict)
 		}
 		pos += segment.LSN(len(have))
 	}
@@ -668,8 +671,8 @@ func (g *Segment) make() error {
 
 // reopen opens a partial of an earlier process, or one that was abandoned, for
 // writing. A sync of it may have failed, which the kernel says once and then
-// forgets, taking its pages for clean. So what can be read is written again
-// and synced, and what is then in the file is checked.
+// forgets, taking its pages for clean. So what can be read is written again:
+// whatever became of it, the next Sync makes it durable.
 func (g *Segment) reopen() error {
 	s := g.spool
 	f, err := s.fs.Open(s.path(g.name.String()+partialSuffix), true)
@@ -689,9 +692,6 @@ func (g *Segment) reopen() error {
 			_, err := f.WriteAt(part, at)
 			return err
 		})
-	}
-	if err == nil {
-		err = f.Sync()
 	}
 	if err == nil {
 		err = g.vouch(f, full)

@@ -44,7 +44,8 @@ const (
 // Options are the settings of a spool. The zero value is usable.
 type Options struct {
 	// Limit is how many bytes of segments may lie in the spool. Zero: 80 % of
-	// what is free in the file system at Open and what the spool has already.
+	// what is free in the file system at Open and what the spool has already,
+	// but one segment at least.
 	Limit int64
 	// Log gets what an operator wants to know of Open. nil: nothing.
 	Log *slog.Logger
@@ -67,15 +68,16 @@ type Spool struct {
 	put    sync.Mutex
 	dirErr error // a sync of the directory failed: final for the spool
 
-	mu        sync.Mutex
-	closed    bool
-	identity  *Identity
-	limit     int64
-	histories map[segment.Timeline][]byte
-	segments  map[segment.Name]*Segment // abandoned ones too: their files are there
-	queue     []*Segment                // not taken yet
-	queued    chan struct{}             // closed when something is queued, or at Close
-	room      chan struct{}             // closed when a segment is dropped, or at Close
+	mu         sync.Mutex
+	closed     bool
+	identity   *Identity
+	limit      int64
+	limitGiven bool
+	histories  map[segment.Timeline][]byte
+	segments   map[segment.Name]*Segment // abandoned ones too: their files are there
+	queue      []*Segment                // not taken yet
+	queued     chan struct{}             // closed when something is queued, or at Close
+	room       chan struct{}             // closed when a segment is dropped, or at Close
 }
 
 // Open opens the spool in dir, which is made with its parents if it is
@@ -213,9 +215,12 @@ func (s *Spool) loadSegment(g *Segment) error {
 	return nil
 }
 
-// setLimit fixes the limit; identity and segments are known.
+// setLimit fixes the limit; the identity and the segments are known. One that
+// nobody gave holds a segment at least: whether the disk does, Begin says, and
+// a full disk must not keep a spool from being opened and emptied.
 func (s *Spool) setLimit(limit int64) error {
-	if limit == 0 {
+	s.limit, s.limitGiven = limit, limit != 0
+	if !s.limitGiven {
 		free, _, err := s.fs.Space(s.dir)
 		switch {
 		case errors.Is(err, errors.ErrUnsupported):
@@ -223,17 +228,23 @@ func (s *Spool) setLimit(limit int64) error {
 		case err != nil:
 			return fmt.Errorf("finding out the free space: %w", err)
 		}
-		used, _ := s.Used()
-		limit = (free + used) / 10 * 8
+		s.limit = (free + s.used()) / 10 * 8
 	}
-	s.limit = limit
-	return s.checkLimit()
+	if s.identity != nil {
+		return s.fitLimit(s.identity.SegmentSize)
+	}
+	return nil
 }
 
-// checkLimit returns an error when no segment fits in the spool.
-func (s *Spool) checkLimit() error {
-	if s.identity != nil && s.limit < int64(s.identity.SegmentSize) {
-		return fmt.Errorf("%w: %d bytes, a segment has %s", ErrLimit, s.limit, s.identity.SegmentSize)
+// fitLimit checks or raises the limit now that the segment size is known; mu
+// is held, or s is not yet known to others.
+func (s *Spool) fitLimit(size segment.Size) error {
+	switch {
+	case s.limit >= int64(size):
+	case s.limitGiven:
+		return fmt.Errorf("%w: %d bytes, a segment has %s", ErrLimit, s.limit, size)
+	default:
+		s.limit = int64(size)
 	}
 	return nil
 }
@@ -284,8 +295,8 @@ func (s *Spool) Segments() []*Segment {
 // it has. A sealed or finished segment cannot be begun.
 //
 // What a partial from before this process, or an abandoned one, holds is
-// written once more and synced before it is believed: the sync of another
-// process may have failed, and the kernel would not say so again.
+// written once more, in place, so that the next Sync makes it durable: an
+// earlier sync may have failed, and the kernel would not say so again.
 //
 // Nothing is durable on return. A spool must be bound first.
 func (s *Spool) Begin(n segment.Name) (*Segment, error) {

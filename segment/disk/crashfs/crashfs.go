@@ -185,7 +185,7 @@ func (f *FS) Crash() {
 
 // crash draws what is left of a file.
 func (n *node) crash(rng *rand.Rand) {
-	if n.dir {
+	if n.dir || len(n.dirty)+len(n.lost) == 0 && len(n.data) == len(n.synced) {
 		return
 	}
 	size := len(n.synced)
@@ -633,7 +633,9 @@ func (h *file) Sync() error {
 		}
 		return fmt.Errorf("crashfs: %w", err)
 	}
-	n.synced = resized(n.synced, len(n.data))
+	if len(n.synced) != len(n.data) {
+		n.synced = resized(n.synced, len(n.data))
+	}
 	for b := range n.dirty {
 		if from := b * block; from < len(n.data) {
 			copy(n.synced[from:min(from+block, len(n.data))], n.data[from:])
