@@ -73,9 +73,15 @@ func (w tee) Write(p []byte) (int, error) {
 // test has failed.
 func start(t *testing.T, env []string, program string, args ...string) *process {
 	t.Helper()
-	p := &process{t: t, done: make(chan struct{})}
-	p.cmd = theLab.account.Command(context.WithoutCancel(t.Context()), program, args...)
-	p.cmd.Env = append(p.cmd.Env, env...)
+	cmd := theLab.account.Command(context.WithoutCancel(t.Context()), program, args...)
+	cmd.Env = append(cmd.Env, env...)
+	return run(t, cmd)
+}
+
+// run starts a command that was prepared.
+func run(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
+	p := &process{t: t, cmd: cmd, done: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = tee{&p.stdout, &p.both}, &p.both
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)

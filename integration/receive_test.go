@@ -33,7 +33,7 @@ func TestArchiveIsTheServersBytes(t *testing.T) {
 				s.fill(3000)
 				last = s.switchWAL()
 			}
-			s.awaitSealed(last)
+			s.awaitSealed(first, last)
 			r.stop()
 			s.checkArchive(first, last)
 			s.checkFetched(first, last)
@@ -76,7 +76,7 @@ func TestCodecs(t *testing.T) {
 			s.table()
 			s.fill(2500)
 			last := s.switchWAL()
-			s.awaitSealed(last)
+			s.awaitSealed(first, last)
 			r.stop()
 			s.checkArchive(first, last)
 			s.checkFetched(first, last)
@@ -94,7 +94,8 @@ func TestKillReceiverUnderLoad(t *testing.T) {
 	l := s.pgbench()
 	for round := range 5 {
 		before := len(s.sealed())
-		eventually(t, "a few more segments in the archive", func() bool { return len(s.sealed()) >= before+2+round })
+		s.sql("CHECKPOINT") // behind it every page goes into the WAL whole: more of it
+		eventually(t, "a few more segments in the archive", func() bool { return len(s.sealed()) >= before+1+round%3 })
 		r.kill9()
 		if files := spooled(t, s.spool); len(files) == 0 {
 			t.Error("the killed receiver left nothing in its spool")
@@ -103,7 +104,7 @@ func TestKillReceiverUnderLoad(t *testing.T) {
 	}
 	l.stop()
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 	if files := spooled(t, s.spool); len(files) > 1 {
@@ -146,7 +147,7 @@ func TestServerCrash(t *testing.T) {
 		s.sql("TRUNCATE written")
 	}
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -173,7 +174,7 @@ func TestFastShutdown(t *testing.T) {
 		s.sql("TRUNCATE written")
 	}
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -189,11 +190,11 @@ func TestStopSignals(t *testing.T) {
 			first := s.slotSegment()
 			s.table()
 			s.fill(500)
-			s.awaitSealed(s.switchWAL())
+			s.awaitSealed(first, s.switchWAL())
 			s.fill(500)
 			flushed := s.sql("SELECT pg_current_wal_flush_lsn()")
 			eventually(t, "the server to have sent everything", func() bool {
-				return s.sql("SELECT count(*) FROM pg_stat_replication WHERE sent_lsn >= '"+flushed+"' AND write_lsn >= '"+flushed+"'") == "1"
+				return s.sql("SELECT count(*) FROM pg_stat_replication WHERE sent_lsn >= '"+flushed+"'") == "1"
 			})
 			r.signal(sig)
 			r.exits(0)
@@ -209,7 +210,7 @@ func TestStopSignals(t *testing.T) {
 			}
 			r = s.receive()
 			end := s.switchWAL()
-			s.awaitSealed(end)
+			s.awaitSealed(first, end)
 			s.checkArchive(first, end)
 			r.stop()
 		})
@@ -267,7 +268,7 @@ func TestNoLoop(t *testing.T) {
 	s.table()
 	s.fill(2000)
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	if err := s.pg.Stop(s.ctx(), instance.Fast); err != nil {
 		t.Fatal(err)
 	}
@@ -294,7 +295,7 @@ func TestSecondReceiver(t *testing.T) {
 	s.table()
 	s.fill(2000)
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -305,10 +306,10 @@ func TestForeignCluster(t *testing.T) {
 	t.Parallel()
 	s := newScene(t, options{})
 	r := s.receive()
-	s.slotSegment()
+	first := s.slotSegment()
 	s.table()
 	s.fill(2000)
-	s.awaitSealed(s.switchWAL())
+	s.awaitSealed(first, s.switchWAL())
 	r.stop()
 
 	other := s.create("other", options{pg: s.pg.Installation(), segmentSize: 1})
@@ -320,8 +321,10 @@ func TestForeignCluster(t *testing.T) {
 		{"its spool", s.spool, "file://" + filepath.Join(s.dir, "other-archive")},
 		{"both", s.spool, s.store()},
 	}
-	if err := theLab.account.MkdirAll(filepath.Join(s.dir, "other-archive")); err != nil {
-		t.Fatal(err)
+	for _, dir := range []string{"other-archive", "other-spool"} {
+		if err := theLab.account.MkdirAll(filepath.Join(s.dir, dir)); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, c := range cases {
 		archive, spool := tree(t, s.archive), spooled(t, s.spool)
@@ -355,7 +358,7 @@ func TestStorageAway(t *testing.T) {
 	first := s.slotSegment()
 	s.table()
 	s.fill(1000)
-	s.awaitSealed(s.switchWAL())
+	s.awaitSealed(first, s.switchWAL())
 
 	if err := os.Rename(s.archive, s.archive+".away"); err != nil {
 		t.Fatal(err)
@@ -373,7 +376,7 @@ func TestStorageAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -386,7 +389,7 @@ func TestFullSpool(t *testing.T) {
 	r := s.receive("--spool-limit", "4MB")
 	first := s.slotSegment()
 	s.table()
-	s.awaitSealed(s.switchWAL())
+	s.awaitSealed(first, s.switchWAL())
 	if err := os.Rename(s.archive, s.archive+".away"); err != nil {
 		t.Fatal(err)
 	}
@@ -418,7 +421,7 @@ func TestFullSpool(t *testing.T) {
 		t.Fatal(err)
 	}
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -436,7 +439,7 @@ func TestLeastPrivilege(t *testing.T) {
 	s.table()
 	s.fill(2000)
 	last := s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 	if strings.Contains(r.log(), "a secret") {
@@ -455,7 +458,7 @@ func TestLeastPrivilege(t *testing.T) {
 	s.writeHome(".pgpass", fmt.Sprintf("127.0.0.1:%d:replication:walferry:a secret\n", s.pg.Port()))
 	s.fill(2000)
 	last = s.switchWAL()
-	s.awaitSealed(last)
+	s.awaitSealed(first, last)
 	s.checkArchive(first, last)
 	r.stop()
 }
@@ -511,7 +514,7 @@ func TestFollowsPromotion(t *testing.T) {
 	if last.Timeline != 2 {
 		t.Fatalf("the promoted server writes %s", last)
 	}
-	s.awaitSealed(last)
+	s.awaitSealed(last, last)
 	r.stop()
 
 	history, err := decode(filepath.Join(s.archive, "wal_005", "00000002.history.lz4"))

@@ -111,8 +111,7 @@ func (s *scene) create(name string, o options) *instance.Server {
 
 func (s *scene) removeAtEnd(pg *instance.Server) {
 	s.t.Cleanup(func() {
-		if s.t.Failed() {
-			text, err := pg.Log()
+		if text, err := pg.Log(); s.t.Failed() && !errors.Is(err, fs.ErrNotExist) {
 			s.t.Logf("the server in %s printed (%v):\n%s", pg.DataDir(), err, text)
 		}
 		if err := pg.Remove(context.WithoutCancel(s.t.Context())); err != nil {
@@ -245,12 +244,18 @@ func (s *scene) sealed() map[segment.Name]string {
 	return m
 }
 
-// awaitSealed waits until the archive holds the segment.
-func (s *scene) awaitSealed(n segment.Name) {
+// awaitSealed waits until the archive holds the segments from first to last.
+// (Several are uploaded at a time: the last may be there before others.)
+func (s *scene) awaitSealed(first, last segment.Name) {
 	s.t.Helper()
-	eventually(s.t, "segment "+n.String()+" to be in the archive", func() bool {
-		_, ok := s.sealed()[n]
-		return ok
+	eventually(s.t, fmt.Sprintf("segments %s to %s to be in the archive", first, last), func() bool {
+		sealed := s.sealed()
+		for n := first; n.Compare(last) <= 0; n = n.Next(s.size) {
+			if _, ok := sealed[n]; !ok {
+				return false
+			}
+		}
+		return true
 	})
 }
 
@@ -364,13 +369,19 @@ func (s *scene) slotSegment() segment.Name {
 // archive recovery (signal "recovery.signal" or "standby.signal").
 func (s *scene) recovery(name, signal, restoreCommand string) *instance.Server {
 	s.t.Helper()
+	return s.recoveryWith(name, signal, restoreCommand, s.env())
+}
+
+// recoveryWith is recovery with other variables for the restore_command.
+func (s *scene) recoveryWith(name, signal, restoreCommand string, env []string) *instance.Server {
+	s.t.Helper()
 	pg, err := instance.Adopt(s.ctx(), instance.Options{
 		Installation: s.pg.Installation(), Dir: filepath.Join(s.dir, name), Account: &theLab.account,
 		Settings: map[string]string{
 			"fsync": "off", "restore_command": restoreCommand, "wal_retrieve_retry_interval": "100ms",
 			"hot_standby": "on", "recovery_target_timeline": "latest",
 		},
-		Env: s.env(),
+		Env: env,
 	}, func(dir string) error {
 		if err := instance.CopyDataDir(dir, s.base); err != nil {
 			return err
