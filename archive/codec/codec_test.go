@@ -16,7 +16,7 @@ import (
 	"testing/iotest"
 )
 
-var methods = []Method{{LZ4, 0}, {LZ4, 3}, {LZ4, 12}, {Zstd, 0}, {Zstd, 1}, {Zstd, 9}, {Zstd, 19}, {None, 0}}
+var methods = []Method{{LZ4, 0}, {LZ4, 2}, {LZ4, 3}, {LZ4, 12}, {Zstd, 0}, {Zstd, 1}, {Zstd, 9}, {Zstd, 19}, {None, 0}}
 
 // walLike returns n bytes that compress as WAL does: runs of zeros, repeated
 // and random pieces.
@@ -255,6 +255,14 @@ func TestFrameHeader(t *testing.T) {
 	}
 }
 
+// The lz4 tool, told to use the same blocks, writes the very same object.
+func TestLZ4IsTheReference(t *testing.T) {
+	got := encode(t, NewEncoders(Method{LZ4, 0}), longWAL(t), whole)
+	if want := golden(t, "long.lz4"); !bytes.Equal(got, want) {
+		t.Errorf("%d bytes, and not the tool's %d", len(got), len(want))
+	}
+}
+
 // Every object of ours is whole or known to be damaged: cut at each place (all
 // block boundaries among them), with garbage behind, with one bit turned.
 func TestDamage(t *testing.T) {
@@ -351,6 +359,9 @@ func TestSourceErrorIsNotDamage(t *testing.T) {
 	}
 }
 
+// longWAL is more than a block of 1 MiB.
+func longWAL(t testing.TB) []byte { return append(golden(t, "wal"), make([]byte, 1_100_000)...) }
+
 func golden(t testing.TB, name string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join("testdata", name))
@@ -365,7 +376,7 @@ func TestGolden(t *testing.T) {
 	content := golden(t, "wal")
 	twice := append(bytes.Clone(content), content...)
 	for name, want := range map[string][]byte{
-		"wal.lz4": content, "wal.zst": content, "wal.gz": content, "wal.br": content, "wal.lzma": content, "wal": content,
+		"wal.lz4": content, "long.lz4": longWAL(t), "wal.zst": content, "wal.gz": content, "wal.br": content, "wal.lzma": content, "wal": content,
 		"linked.lz4": content, "hc.lz4": content, "blocksum.lz4": content, "bare.lz4": content, "legacy.lz4": content, "small-blocks.lz4": content,
 		"two.lz4": twice, "skippable.lz4": content, "only-skippable-behind.lz4": content, "two-legacy.lz4": twice,
 		"bare.zst": content, "two.zst": twice, "skippable.zst": content, "ultra.zst": content,

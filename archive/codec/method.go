@@ -20,9 +20,8 @@ type Method struct {
 	Level int    // 1 to 12 for lz4, 1 to 22 for zstd; 0 is the method's default
 }
 
-// The default levels: the fastest of lz4, and zstd's own.
+// Levels are those of the formats' own tools; so is the default (lz4: 1).
 const (
-	defaultLZ4Level  = 1
 	defaultZstdLevel = 3
 	maxLZ4Level      = 12
 	maxZstdLevel     = 22

