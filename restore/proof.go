@@ -39,7 +39,7 @@ func (p *proof) absent(ctx context.Context) error {
 	}
 	id, _, err := p.archive.Recognise(ctx)
 	if err != nil {
-		return fmt.Errorf("nothing is known to be absent from %s: %w", p.archive, err)
+		return fmt.Errorf("not found, which proves nothing: %w", err)
 	}
 	if err := p.cluster.checkIdentity(id, p.archive); err != nil {
 		return err

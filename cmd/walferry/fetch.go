@@ -59,9 +59,20 @@ func runFetch(p *program, args []string) int {
 	case errors.Is(err, restore.ErrAbsent):
 		log.Debug(err.Error())
 	case err != nil:
-		log.Error(err.Error())
+		log.Error(err.Error() + fetchHint(err))
 	}
 	return place.Mode.ExitCode(err)
+}
+
+// fetchHint says how to mend what needs a person.
+func fetchHint(err error) string {
+	switch {
+	case errors.Is(err, archive.ErrUnrecognised):
+		return " (check the store's prefix)"
+	case errors.Is(err, restore.ErrHole):
+		return " (to end the recovery there on purpose, set a recovery target or --stop-at-gap)"
+	}
+	return ""
 }
 
 // readFetch reads the arguments. A nil line without an error asks for help:
