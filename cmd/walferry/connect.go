@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/walferry/walferry/cmd/internal/settings"
 	"github.com/walferry/walferry/replication"
 )
 
@@ -24,6 +25,7 @@ func (c *call) connection() (*replication.Config, error) {
 		Database:        c.set.Text("dbname"),
 		ApplicationName: "walferry",
 		NoPassword:      c.set.Bool("no-password"),
+		Names:           map[string]string{},
 	}
 	if c.flags.Bool("password") {
 		if params.NoPassword {
@@ -31,19 +33,17 @@ func (c *call) connection() (*replication.Config, error) {
 		}
 		params.Password = promptPassword
 	}
+	for field, name := range map[string]string{"DSN": "dsn", "Host": "host", "Port": "port", "User": "username"} {
+		if v := c.set.Value(name); v.IsSet() && v.Origin.Source != settings.Flag {
+			params.Names[field] = v.Origin.String()
+		}
+	}
 	config, err := replication.ParseConfig(params)
 	if err != nil {
-		// Flags explain themselves; what else had a say is named.
-		var elsewhere []string
-		for _, name := range []string{"dsn", "host", "port", "username"} {
-			if v := c.set.Value(name); v.IsSet() && !strings.HasPrefix(v.Origin.String(), "flag") {
-				elsewhere = append(elsewhere, fmt.Sprintf("%s is from %s", name, v.Origin))
-			}
-		}
-		if len(elsewhere) > 0 {
-			err = fmt.Errorf("%w (%s)", err, strings.Join(elsewhere, ", "))
-		}
 		return nil, withExit(exitUsage, err, "")
+	}
+	for _, notice := range config.Notices() {
+		c.log.Warn(notice)
 	}
 	return config, nil
 }
