@@ -75,13 +75,13 @@ type Uploader struct {
 	trouble *patience.Trouble
 	changed chan struct{} // capacity 1: something a caller may wait for has changed
 
-	claimMu sync.Mutex // one claim at a time
-	claimed bool
-	coder   *codec.Encoders // set by the claim
+	taking turn // one Take at a time, so that queue is in the spool's order
 
-	takeMu sync.Mutex // one Take at a time, so that queue is in the spool's order
+	claiming turn // one claim at a time; guards what follows
+	claimed  bool
+	coder    *codec.Encoders // set by the claim
 
-	historyMu sync.Mutex // one history at a time; guards histories
+	sending   turn // one history at a time; guards what follows
 	histories map[segment.Timeline]bool
 
 	mu       sync.Mutex
@@ -93,6 +93,21 @@ type Uploader struct {
 	stopped  error // why shipping stopped for good
 	size     segment.Size
 }
+
+// turn is a lock whose wait ends with a context: what it guards may wait for a
+// store for a long time. Its capacity is 1.
+type turn chan struct{}
+
+func (t turn) take(ctx context.Context) error {
+	select {
+	case t <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t turn) give() { <-t }
 
 type item struct {
 	seg    *spool.Segment
@@ -116,6 +131,9 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 		spool: sp, archive: ar, o: o, log: o.Log,
 		trouble:   patience.New(o.Log, "write to the archive"),
 		changed:   make(chan struct{}, 1),
+		taking:    make(turn, 1),
+		claiming:  make(turn, 1),
+		sending:   make(turn, 1),
 		histories: map[segment.Timeline]bool{},
 		stored:    map[segment.Name]segment.LSN{},
 		switches:  map[segment.Timeline]switchpoint{},
@@ -149,8 +167,10 @@ func (u *Uploader) Run(ctx context.Context) error {
 // object when there is none. It asks the archive until that succeeded once and
 // answers from memory after: the identity object never changes.
 func (u *Uploader) Claim(ctx context.Context, id spool.Identity) error {
-	u.claimMu.Lock()
-	defer u.claimMu.Unlock()
+	if err := u.claiming.take(ctx); err != nil {
+		return err
+	}
+	defer u.claiming.give()
 	if u.claimed {
 		return nil
 	}
@@ -185,9 +205,14 @@ func (u *Uploader) claim(ctx context.Context) (*codec.Encoders, error) {
 		id, _ := u.spool.Identity()
 		return u.Claim(ctx, id)
 	})
-	u.claimMu.Lock()
-	defer u.claimMu.Unlock()
-	return u.coder, err
+	if err == nil {
+		err = u.claiming.take(ctx)
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer u.claiming.give()
+	return u.coder, nil
 }
 
 // Base tells that the archive holds everything before p gaplessly: the shipped
@@ -318,8 +343,10 @@ func (u *Uploader) work(ctx context.Context) error {
 }
 
 func (u *Uploader) take(ctx context.Context) (*item, error) {
-	u.takeMu.Lock()
-	defer u.takeMu.Unlock()
+	if err := u.taking.take(ctx); err != nil {
+		return nil, err
+	}
+	defer u.taking.give()
 	if err := u.waitWhileStopped(ctx); err != nil {
 		return nil, err
 	}
@@ -441,6 +468,10 @@ func (u *Uploader) ship(ctx context.Context, it *item) error {
 	}
 	method := coder.Method()
 	frame, err := u.encode(ctx, it.seg, size, coder)
+	if errors.Is(err, spool.ErrFinished) {
+		// Its timeline ended before what was read already: once more, up to there.
+		frame, err = u.encode(ctx, it.seg, size, coder)
+	}
 	if err != nil {
 		return err
 	}
@@ -505,8 +536,10 @@ func (u *Uploader) stoppedOr(ctx context.Context) error {
 
 // shipHistories stores the history files that the spool has, up to timeline t.
 func (u *Uploader) shipHistories(ctx context.Context, t segment.Timeline, method codec.Method) error {
-	u.historyMu.Lock()
-	defer u.historyMu.Unlock()
+	if err := u.sending.take(ctx); err != nil {
+		return err
+	}
+	defer u.sending.give()
 	for _, h := range u.spool.Histories() {
 		if h > t || u.histories[h] {
 			continue
