@@ -525,6 +525,9 @@ func TestFullDisk(t *testing.T) {
 	y.fs.SetSpace(int64(size) + 1000)
 	check(t, y.open())
 	check(t, y.drop(first))
+	if !y.s.Room() {
+		t.Error("an empty spool on a small disk has no room")
+	}
 	check(t, y.stream(second, second.Start(size)+1000))
 	if err := y.end(); err != nil {
 		t.Error(err)
@@ -611,6 +614,26 @@ func TestOpenWithoutIdentity(t *testing.T) {
 	check(t, errors.Join(h.Allocate(int64(size)), h.Close()))
 	if _, err := Open(f, spoolDir, Options{}); err == nil || !bytes.Contains([]byte(err.Error()), []byte(first.String())) {
 		t.Error(err)
+	}
+}
+
+// Two files of one segment: the sealed one counts, the other is left alone.
+func TestSealedAndPartial(t *testing.T) {
+	log, next := logs()
+	y := newStory(1, log, next)
+	check(t, y.bind())
+	check(t, y.seal(first))
+	check(t, y.s.Close())
+	partial := spoolDir + "/" + first.String() + ".partial"
+	h, err := y.fs.Create(partial, 0o600)
+	check(t, err)
+	_, err = h.WriteAt([]byte("remains"), 0)
+	check(t, errors.Join(err, h.Close()))
+	if err := y.end(); err != nil {
+		t.Fatal(err)
+	}
+	if all := y.s.Segments(); len(all) != 1 || !all[0].Sealed() {
+		t.Errorf("%d segments are held", len(all))
 	}
 }
 
