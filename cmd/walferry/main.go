@@ -23,6 +23,7 @@ import (
 	"slices"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -42,6 +43,9 @@ func main() {
 		stderr:  os.Stderr,
 	}))
 }
+
+// secondSignal is how long a clean stop is not cut short by another signal.
+const secondSignal = 2 * time.Second
 
 // program is what the process was given.
 type program struct {
@@ -67,7 +71,9 @@ func run(p *program) int {
 		}
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
-		context.AfterFunc(ctx, stop) // a second signal ends the process the hard way
+		// A second signal ends the process the hard way, but not one that comes
+	// with the first: timeout(1), make and terminals send it twice.
+	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
 		err = p.do(ctx, commands, line)
 	}
 	code := p.report(err)
