@@ -19,8 +19,13 @@ install() {
 	fi
 	echo "debian.sh: installing Debian's $*" >&2
 	export DEBIAN_FRONTEND=noninteractive
-	apt-get -qq update >&2
-	apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@" >&2
+	log=$(mktemp)
+	if ! { apt-get -qq update && apt-get -qq -y -o Dpkg::Use-Pty=0 install --no-install-recommends "$@"; } >"$log" 2>&1; then
+		cat "$log" >&2
+		echo "debian.sh: installing $* failed, see above" >&2
+		exit 69
+	fi
+	rm -f "$log"
 }
 
 what=${1-}
