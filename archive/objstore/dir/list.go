@@ -26,7 +26,11 @@ func (s *Store) List(ctx context.Context, opts objstore.ListOptions) iter.Seq2[o
 	return func(yield func(objstore.Info, error) bool) {
 		w := &walk{store: s, opts: opts, yield: yield}
 		if err := s.list(ctx, w); err != nil && !w.stopped {
-			yield(objstore.Info{}, fmt.Errorf("list %s: %w", opts.Prefix, classify(err)))
+			what := opts.Prefix
+			if what == "" {
+				what = s.String()
+			}
+			yield(objstore.Info{}, fmt.Errorf("list %s: %w", what, classify(err)))
 		}
 	}
 }

@@ -24,7 +24,7 @@ import (
 // below.
 type Error struct {
 	Op        string // "get", "put-if-absent", …
-	Key       string // or the prefix of a listing
+	Key       string // or the prefix of a listing, or the store's URL
 	Status    int    // of the answer; 0: there was none
 	Code      string // S3's name of the error; empty when the answer had none
 	Message   string // S3's words, or our own where there was no answer
@@ -77,6 +77,9 @@ var deniedCodes = map[string]bool{
 // says that the request carried If-None-Match.
 func (s *Store) failure(ctx context.Context, op, key string, conditional bool, err error) error {
 	e := &Error{Op: op, Key: key, cause: err}
+	if key == "" { // a listing of all
+		e.Key = s.String()
+	}
 	var answer *awshttp.ResponseError
 	if errors.As(err, &answer) && answer.Response != nil {
 		e.Status, e.RequestID = answer.HTTPStatusCode(), oneLine(answer.RequestID)
@@ -88,11 +91,11 @@ func (s *Store) failure(ctx context.Context, op, key string, conditional bool, e
 	switch {
 	case e.Status == 0:
 		e.Message = s.unanswered(ctx, err)
-		if isCredentials(err) {
+		switch {
+		case isBound(ctx, err):
+			e.cause = nil // the caller's context goes on
+		case isCredentials(err) && ctx.Err() == nil:
 			e.kind = objstore.ErrDenied
-		}
-		if ctx.Err() == nil && errors.Is(err, context.DeadlineExceeded) {
-			e.cause = nil // the bound was ours: the caller's context goes on
 		}
 		return e
 	case e.Code == "":
@@ -124,8 +127,14 @@ func madeUp(api smithy.APIError, status int) bool {
 		api.ErrorCode() == strings.ReplaceAll(text, " ", "") && api.ErrorMessage() == text
 }
 
+// isBound tells of a call that was ended by its own bound: a context ended, and
+// not the caller's.
+func isBound(ctx context.Context, err error) bool {
+	return ctx.Err() == nil && (errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled))
+}
+
 func isCredentials(err error) bool {
-	return strings.Contains(err.Error(), "get identity: get credentials: ") && !errors.Is(err, context.Canceled)
+	return strings.Contains(err.Error(), "get identity: get credentials: ")
 }
 
 // unanswered says why there was no answer.
@@ -138,10 +147,12 @@ func (s *Store) unanswered(ctx context.Context, err error) string {
 	switch {
 	case ctx.Err() != nil:
 		return ctx.Err().Error()
-	case isCredentials(err):
-		return s.credentials(err)
-	case errors.Is(err, context.DeadlineExceeded):
+	case isBound(ctx, err) && isCredentials(err):
+		return "no AWS credentials within the time a call may take"
+	case isBound(ctx, err):
 		return "no answer from " + s.host() + " within the time a call may take"
+	case isCredentials(err):
+		return credentials(err)
 	}
 	why := plain(err)
 	var dnsErr *net.DNSError
@@ -152,7 +163,7 @@ func (s *Store) unanswered(ctx context.Context, err error) string {
 }
 
 // credentials says why there are none, in the words of the deepest cause.
-func (s *Store) credentials(err error) string {
+func credentials(err error) string {
 	text := err.Error()
 	_, text, _ = strings.Cut(text, "get credentials: ")
 	text = strings.TrimPrefix(text, "failed to refresh cached credentials, ")

@@ -79,8 +79,8 @@ func (s *Store) get(ctx context.Context, op, key string, in *awss3.GetObjectInpu
 	}
 	in.Bucket, in.Key = &s.cfg.Bucket, s.key(key)
 	// The bound is on the answer's beginning; then every Read has one of its own.
-	bounded, cancel := context.WithCancelCause(ctx)
-	timer := time.AfterFunc(s.bound(0), func() { cancel(context.DeadlineExceeded) })
+	bounded, cancel := context.WithCancel(ctx)
+	timer := time.AfterFunc(s.bound(0), cancel)
 	var out *awss3.GetObjectOutput
 	err := s.do(ctx, op, key, false, func(api *awss3.Client) (err error) {
 		out, err = api.GetObject(bounded, in)
@@ -88,10 +88,10 @@ func (s *Store) get(ctx context.Context, op, key string, in *awss3.GetObjectInpu
 	})
 	timer.Stop()
 	if err != nil {
-		cancel(nil)
+		cancel()
 		return nil, nil, err
 	}
-	return out, func() { cancel(nil) }, nil
+	return out, cancel, nil
 }
 
 // body gives exactly size bytes, or an error.

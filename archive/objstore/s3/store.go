@@ -42,7 +42,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/aws/ratelimit"
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
@@ -188,16 +187,12 @@ func (s *Store) options(o *awss3.Options) {
 	}
 	o.UsePathStyle = s.cfg.PathStyle || needsPathStyle(aws.ToString(o.BaseEndpoint))
 	o.Retryer, o.RetryMaxAttempts = newRetryer(), 0
-	// Bodies carry the CRC32C that they know, as a header. The SDK's own
-	// default is a trailer, which needs a coding that many stores do not read.
+	// Bodies carry the CRC32C that they know, as a header that is signed. The
+	// SDK's own default is a trailer, which needs a coding that many stores do
+	// not read. Under TLS it signs no SHA-256 of the body; over plain HTTP it does.
 	o.RequestChecksumCalculation = aws.RequestChecksumCalculationWhenRequired
 	o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired // Get asks for it
 	o.DisableLogOutputChecksumValidationSkipped = true
-	if !strings.HasPrefix(aws.ToString(o.BaseEndpoint), "http://") {
-		// TLS guards the body, and its CRC32C is signed: no SHA-256 over it. Over
-		// plain HTTP the signature has to cover the body.
-		o.APIOptions = append(o.APIOptions, v4.SwapComputePayloadSHA256ForUnsignedPayloadMiddleware)
-	}
 }
 
 // needsPathStyle tells of endpoints below which no name per bucket can exist.
@@ -326,9 +321,12 @@ func (s *Store) regional(ctx context.Context) (*awss3.Client, error) {
 		return api, nil
 	}
 	// Unsigned: the answer, mostly 403 or 301, names the region all the same.
-	out, err := api.HeadBucket(ctx, &awss3.HeadBucketInput{Bucket: &s.cfg.Bucket}, func(o *awss3.Options) {
-		o.Credentials = aws.AnonymousCredentials{}
-	})
+	bounded, cancel := context.WithTimeout(ctx, s.bound(0))
+	defer cancel()
+	nobody := s.loaded
+	nobody.Credentials = aws.AnonymousCredentials{}
+	head := awss3.NewFromConfig(nobody, s.options, func(o *awss3.Options) { o.Region = defaultRegion })
+	out, err := head.HeadBucket(bounded, &awss3.HeadBucketInput{Bucket: &s.cfg.Bucket})
 	var answer *awshttp.ResponseError
 	switch {
 	case err == nil:
