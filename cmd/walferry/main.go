@@ -72,8 +72,8 @@ func run(p *program) int {
 		ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 		defer stop()
 		// A second signal ends the process the hard way, but not one that comes
-	// with the first: timeout(1), make and terminals send it twice.
-	context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
+		// with the first: timeout(1), make and terminals send it twice.
+		context.AfterFunc(ctx, func() { time.AfterFunc(secondSignal, stop) })
 		err = p.do(ctx, commands, line)
 	}
 	code := p.report(err)
