@@ -213,8 +213,8 @@ func newRetryer() aws.Retryer {
 	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts = attempts
 		o.RateLimiter = ratelimit.None
-		o.Backoff = retry.BackoffDelayerFunc(func(attempt int, _ error) (time.Duration, error) {
-			return pause(attempt), nil
+		o.Backoff = retry.BackoffDelayerFunc(func(attempt int, _ error) (time.Duration, error) { // of the attempt that failed, from 1 on
+			return pause(attempt - 1), nil
 		})
 		// The first that is sure decides. After NoRetryCanceledError, the head.
 		o.Retryables = append([]retry.IsErrorRetryable{o.Retryables[0], retry.IsErrorRetryableFunc(retryable)}, o.Retryables[1:]...)
