@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/spool"
@@ -55,7 +56,7 @@ func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) ([]byte, err
 // must name this one as its predecessor (xl_prev): nothing else tells the
 // history that we hold from another of the same length.
 type lastRecord struct {
-	at     segment.LSN
+	at     []segment.LSN // it, and before it the one that counts if the server gave it up
 	proved bool
 }
 
@@ -66,11 +67,11 @@ func (r *Receiver) lastHeldRecord(ctx context.Context) (*lastRecord, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
 	}
-	at, ok, err := segment.LastRecord(bytes.NewReader(all), segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
+	at, err := segment.LastRecords(bytes.NewReader(all), segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
 	if err != nil {
 		return nil, fmt.Errorf("reading segment %s, to compare it: %w", n, err)
 	}
-	if !ok {
+	if len(at) == 0 {
 		// One record fills it from an earlier segment on: nothing begins here.
 		r.log.Warn("no record begins in the last segment that we hold; going on without the comparison", "segment", n.String())
 		return nil, nil
@@ -90,9 +91,9 @@ func (st *streaming) proveBehind() error {
 	if err != nil || !ok {
 		return err
 	}
-	if prev != st.behind.at {
+	if !slices.Contains(st.behind.at, prev) {
 		return fmt.Errorf("%w: the first record behind %s follows one at %s, and the last that we hold is at %s",
-			ErrConflict, g.Start(), prev, st.behind.at)
+			ErrConflict, g.Start(), prev, st.behind.at[len(st.behind.at)-1])
 	}
 	st.behind.proved = true
 	return nil

@@ -34,6 +34,7 @@ package receiver
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"time"
 
@@ -62,6 +63,9 @@ var (
 	ErrServer = errors.New("this server cannot be used")
 	// ErrRefused: the archive must not be written by us.
 	ErrRefused = errors.New("the archive is refused")
+	// ErrSpoolFailed: the spool's directory could not be made durable; only a
+	// new start can tell what it holds.
+	ErrSpoolFailed = errors.New("the spool has failed")
 	// ErrSpoolStuck: the spool is full and cannot drain, since shipping has
 	// stopped for good.
 	ErrSpoolStuck = errors.New("the spool is full and shipping has stopped")
@@ -193,6 +197,8 @@ func (r *Receiver) Run(ctx context.Context) error {
 			return nil
 		case errors.As(err, new(*replication.EndOfTimeline)):
 			continue // the next timeline, at once
+		case r.spool.Failed() != nil:
+			return fmt.Errorf("%w: %w", ErrSpoolFailed, r.spool.Failed())
 		case Final(err):
 			return errors.Join(err, r.dropCreatedSlot(ctx))
 		case r.o.NoLoop:
@@ -209,7 +215,7 @@ func (r *Receiver) Run(ctx context.Context) error {
 
 // Final reports whether err must not be answered by trying again.
 func Final(err error) bool {
-	for _, e := range []error{ErrGap, ErrConflict, ErrSetBack, ErrDemoted, ErrForked, ErrServer, ErrRefused, ErrSpoolStuck,
+	for _, e := range []error{ErrGap, ErrConflict, ErrSetBack, ErrDemoted, ErrForked, ErrServer, ErrRefused, ErrSpoolStuck, ErrSpoolFailed,
 		segment.ErrForeignCluster, spool.ErrConflict} {
 		if errors.Is(err, e) {
 			return true

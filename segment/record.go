@@ -47,25 +47,26 @@ func VerifiedRecords(r io.ReaderAt, n int64, rules PageRules) (start, end LSN, e
 	return base + LSN(from), base + LSN(to), err
 }
 
-// LastRecord returns where the last record begins that begins in a whole
-// segment, of which r holds the bytes: the one that the first record of the
-// following segment names as its predecessor. It may go on behind the segment.
-// ok is false when no record of the segment is good. rules and errors as in
-// VerifiedRecords.
-func LastRecord(r io.ReaderAt, rules PageRules) (at LSN, ok bool, err error) {
+// LastRecords returns where the records begin that the first record of the
+// following segment may name as its predecessor: the last one that begins in
+// this segment, of which r holds all bytes. There are two when the last one
+// goes on behind the segment, since a server that crashed in its midst may
+// have given it up (XLP_FIRST_IS_OVERWRITE_CONTRECORD) and names the one
+// before. There is none when no record of the segment is good. rules and
+// errors as in VerifiedRecords.
+func LastRecords(r io.ReaderAt, rules PageRules) ([]LSN, error) {
 	if err := errors.Join(rules.Size.Check(), rules.Name.Check(rules.Size)); err != nil {
-		return 0, false, err
+		return nil, err
 	}
 	w := newRecordWalk(r, int64(rules.Size), rules)
 	from, to, last, err := w.walk()
 	if err != nil || from == to {
-		return 0, false, err
+		return nil, err
 	}
 	if to < int64(rules.Size) {
-		// A record begins behind the last whole one and ends in the next segment.
-		return rules.Name.Start(rules.Size) + LSN(to), true, nil
+		return []LSN{last, rules.Name.Start(rules.Size) + LSN(to)}, nil
 	}
-	return last, true, nil
+	return []LSN{last}, nil
 }
 
 // FirstRecordPrev returns what the first record that begins in a segment names

@@ -229,3 +229,57 @@ func FuzzVerifiedRecords(f *testing.F) {
 		}
 	})
 }
+
+// The record on either side of a boundary, as a receiver compares them when it
+// has no page to compare.
+func TestRecordsOnEitherSideOfABoundary(t *testing.T) {
+	const at = segment.LSN(0x900000)
+	next := at + segment.LSN(goldenSize)
+	rules := func(l segment.LSN) segment.PageRules {
+		return segment.PageRules{Name: goldenSize.Name(1, l), Size: goldenSize, SystemIdentifier: 7}
+	}
+	for name, cross := range map[string]func(*waltest.Log) (last segment.LSN){
+		"a switch": func(l *waltest.Log) segment.LSN { return l.Switch() },
+		"a record that goes on": func(l *waltest.Log) (last segment.LSN) {
+			for l.End() < next {
+				last = l.Record(9000)
+			}
+			return last
+		},
+	} {
+		log := waltest.New(7, goldenSize, at)
+		log.Fill(at + 500_000)
+		last := cross(log)
+		log.Fill(next + 100_000)
+		have, err := segment.LastRecords(bytes.NewReader(log.Segment(at)), rules(at))
+		if err != nil || len(have) == 0 || have[len(have)-1] != last {
+			t.Errorf("%s: last records %v, %v; want %s", name, have, err, last)
+		}
+		b := log.Segment(next)
+		prev, ok, err := segment.FirstRecordPrev(bytes.NewReader(b), int64(len(b)), rules(next))
+		if err != nil || !ok || prev != last {
+			t.Errorf("%s: the first record follows %s, %v, %v; want %s", name, prev, ok, err, last)
+		}
+		if _, ok, err := segment.FirstRecordPrev(bytes.NewReader(b), 60, rules(next)); ok || err != nil {
+			t.Errorf("%s: a record that is not there whole was read: %v, %v", name, ok, err)
+		}
+	}
+	// A record that was given up exactly at the boundary.
+	log := waltest.New(7, goldenSize, at)
+	log.Fill(next - 9000)
+	var whole segment.LSN
+	for log.End()&0x1FFF < 0x1F00 || next-log.End() > 0x2000 {
+		whole = log.Record(16)
+	}
+	log.Abort()
+	log.Fill(next + 50_000)
+	have, err := segment.LastRecords(bytes.NewReader(log.Segment(at)), rules(at))
+	b := log.Segment(next)
+	prev, ok, prevErr := segment.FirstRecordPrev(bytes.NewReader(b), int64(len(b)), rules(next))
+	if err != nil || prevErr != nil || !ok || prev != whole || len(have) != 2 || have[0] != whole {
+		t.Errorf("given up at the boundary: last records %v, %v; the first one behind follows %s, %v, %v; want %s", have, err, prev, ok, prevErr, whole)
+	}
+	if have, err := segment.LastRecords(bytes.NewReader(make([]byte, goldenSize)), rules(at)); err != nil || have != nil {
+		t.Errorf("of zeros: %v, %v", have, err)
+	}
+}

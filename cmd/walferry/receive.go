@@ -261,6 +261,7 @@ func receiveError(err error, s receiveSettings) error {
 		{receiver.ErrDemoted, exitSafety, "it is probably an old primary that another one has replaced: connect to the current primary"},
 		{receiver.ErrForked, exitSafety, "connect to the primary whose history contains this WAL, or archive this one under another --store (and --spool)"},
 		{receiver.ErrServer, exitFailed, ""},
+		{receiver.ErrSpoolFailed, exitFailed, "see what is wrong with the disk of " + s.SpoolDir + ", and start again: what is in the spool is checked then"},
 		{receiver.ErrSpoolStuck, exitSafety, "mend the archive's conflict, named above; the slot keeps the server's WAL meanwhile"},
 		{spool.ErrLimit, exitUsage, "give --spool-limit room for several segments"},
 		{fs.ErrPermission, exitFailed, ""},

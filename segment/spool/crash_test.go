@@ -363,7 +363,7 @@ func TestEveryOperationFails(t *testing.T) {
 						if !errors.Is(err, failure) {
 							return err
 						}
-						if y.s != nil && (n%2 == 0 || y.s.failed() != nil) {
+						if y.s != nil && (n%2 == 0 || y.s.Failed() != nil) {
 							if err := y.s.Close(); err != nil && !errors.Is(err, failure) {
 								return err
 							}

@@ -210,9 +210,10 @@ func (s *Spool) syncNames() error {
 	return s.syncDir()
 }
 
-// failed returns the error of a directory's sync, after which the spool can
-// promise nothing.
-func (s *Spool) failed() error {
+// Failed returns the failed sync of the directory after which nothing is
+// promised any more until the spool has been closed and opened again; nil
+// while all is well.
+func (s *Spool) Failed() error {
 	s.put.Lock()
 	defer s.put.Unlock()
 	return s.dirErr

@@ -311,7 +311,7 @@ func (s *Spool) Begin(n segment.Name) (*Segment, error) {
 	case n.Check(id.SegmentSize) != nil:
 		return nil, n.Check(id.SegmentSize)
 	}
-	if err := s.failed(); err != nil {
+	if err := s.Failed(); err != nil {
 		return nil, fmt.Errorf("beginning segment %s: %w", n, err)
 	}
 	if g == nil || g.abandoned() {
