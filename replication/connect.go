@@ -306,6 +306,9 @@ func (c *Config) reason(err error, pc *pgconn.Config) error {
 	}
 	var dns *net.DNSError
 	var op *net.OpError
+	if cause := certificateError(err); cause != nil {
+		return fmt.Errorf("the server's certificate is not accepted: %w", cause)
+	}
 	switch {
 	case errors.As(err, &dns):
 		return dns
@@ -321,11 +324,22 @@ func (c *Config) reason(err error, pc *pgconn.Config) error {
 	return err
 }
 
-// certificateError tells whether the server's certificate is not one that our
-// settings accept.
-func certificateError(err error) bool {
+// certificateError returns why the server's certificate is not one that our
+// settings accept; nil when it is not that.
+func certificateError(err error) error {
 	var verify *tls.CertificateVerificationError
 	var authority x509.UnknownAuthorityError
 	var hostname x509.HostnameError
-	return errors.As(err, &verify) || errors.As(err, &authority) || errors.As(err, &hostname)
+	var invalid x509.CertificateInvalidError
+	switch {
+	case errors.As(err, &verify):
+		return verify
+	case errors.As(err, &authority):
+		return authority
+	case errors.As(err, &hostname):
+		return hostname
+	case errors.As(err, &invalid):
+		return invalid
+	}
+	return nil
 }

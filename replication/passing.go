@@ -19,7 +19,7 @@ func Passing(err error) bool {
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, ErrClosed):
 		return false
-	case errors.Is(err, ErrProtocol), errors.Is(err, ErrUnsupported), certificateError(err):
+	case errors.Is(err, ErrProtocol), errors.Is(err, ErrUnsupported), certificateError(err) != nil:
 		return false
 	case errors.Is(err, ErrWALRemoved), errors.Is(err, ErrAhead), errors.Is(err, ErrNotInHistory), errors.Is(err, ErrNoHistory):
 		return false

@@ -3,9 +3,16 @@ package replication_test
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"os/exec"
@@ -125,7 +132,10 @@ func (pg *cluster) run(tool string, args ...string) {
 
 func (pg *cluster) start() {
 	pg.t.Helper()
-	pg.run("pg_ctl", "-D", pg.data, "-w", "-l", filepath.Join(pg.home, "log"), "start")
+	if out, err := pg.command("pg_ctl", "-D", pg.data, "-w", "-l", filepath.Join(pg.home, "log"), "start").CombinedOutput(); err != nil {
+		log, readErr := os.ReadFile(filepath.Join(pg.home, "log"))
+		pg.t.Fatalf("pg_ctl start: %v\n%s%s%v", err, out, log, readErr)
+	}
 }
 
 func (pg *cluster) stop(mode string) {
@@ -522,4 +532,177 @@ func start2(t *testing.T, c *replication.Conn, from segment.Position) *replicati
 	}
 	t.Cleanup(func() { _ = s.Close() })
 	return s
+}
+
+// certificates are a CA and what it signed, written where the server and the
+// tests can read them.
+type certificates struct{ ca, serverCert, serverKey, clientCert, clientKey, foreign string }
+
+func newCertificates(t *testing.T, pg *cluster) certificates {
+	t.Helper()
+	serial := int64(0)
+	save := func(name, kind string, der []byte) string {
+		path := filepath.Join(pg.home, name)
+		if err := os.WriteFile(path, pem.EncodeToMemory(&pem.Block{Type: kind, Bytes: der}), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if pg.attr != nil {
+			if err := os.Chown(path, int(pg.attr.Credential.Uid), int(pg.attr.Credential.Gid)); err != nil {
+				t.Fatal(err)
+			}
+		}
+		return path
+	}
+	sign := func(name string, template *x509.Certificate, parent *x509.Certificate, signer *ecdsa.PrivateKey) (cert *x509.Certificate, key *ecdsa.PrivateKey, certPath, keyPath string) {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		serial++
+		template.SerialNumber = big.NewInt(serial)
+		template.NotBefore, template.NotAfter = time.Now().Add(-time.Hour), time.Now().Add(time.Hour)
+		if parent == nil {
+			parent, signer = template, key
+		}
+		der, err := x509.CreateCertificate(rand.Reader, template, parent, &key.PublicKey, signer)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if cert, err = x509.ParseCertificate(der); err != nil {
+			t.Fatal(err)
+		}
+		keyDER, err := x509.MarshalECPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cert, key, save(name+".crt", "CERTIFICATE", der), save(name+".key", "EC PRIVATE KEY", keyDER)
+	}
+	authority := func(name string) *x509.Certificate {
+		return &x509.Certificate{Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
+	}
+	var c certificates
+	ca, caKey, path, _ := sign("ca", authority("test CA"), nil, nil)
+	c.ca = path
+	_, _, c.foreign, _ = sign("foreign", authority("another CA"), nil, nil)
+	_, _, c.serverCert, c.serverKey = sign("server", &x509.Certificate{Subject: pkix.Name{CommonName: "localhost"}, DNSNames: []string{"localhost"}}, ca, caKey)
+	_, _, c.clientCert, c.clientKey = sign("client", &x509.Certificate{Subject: pkix.Name{CommonName: "cert"}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}, ca, caKey)
+	return c
+}
+
+func TestPostgresSecurity(t *testing.T) {
+	for _, name := range []string{"PGPASSWORD", "PGSSLMODE", "PGSERVICE", "PGHOST", "PGHOSTADDR"} {
+		t.Setenv(name, "")
+	}
+	eachServer(t, func(t *testing.T, pg *cluster) {
+		home := t.TempDir()
+		t.Setenv("HOME", home)
+		c := newCertificates(t, pg)
+		pg.sql("SET password_encryption = 'scram-sha-256'; CREATE ROLE scram LOGIN REPLICATION PASSWORD 'right'; SET password_encryption = 'md5'; CREATE ROLE md5 LOGIN REPLICATION PASSWORD 'right'; CREATE ROLE cert LOGIN REPLICATION; CREATE ROLE plain LOGIN")
+		pg.configure(fmt.Sprintf("ssl=on\nssl_cert_file='%s'\nssl_key_file='%s'\nssl_ca_file='%s'\n", c.serverCert, c.serverKey, c.ca))
+		hba := "local all,replication postgres trust\nlocal replication scram scram-sha-256\nhostssl replication cert all cert\nhost replication plain all trust\nhost replication md5 all md5\nhostssl replication scram all scram-sha-256\nhost all postgres all trust\n"
+		if err := os.WriteFile(filepath.Join(pg.data, "pg_hba.conf"), []byte(hba), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		pg.stop("fast")
+		pg.start()
+		passfile := filepath.Join(home, ".pgpass")
+		if err := os.WriteFile(passfile, fmt.Appendf(nil, "localhost:%d:replication:scram:right\n", pg.port), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := func(host string) string { return fmt.Sprintf("host=%s port=%d ", host, pg.port) }
+		local := at("localhost") + "hostaddr=127.0.0.1 "
+		for _, x := range []struct {
+			dsn     string
+			err     string // "" for success
+			passing bool
+		}{
+			{local + "user=scram password=right sslmode=require", "", false},
+			{local + "user=scram password=right sslmode=prefer", "", false},
+			{local + "user=scram password=right sslmode=allow", "", false},
+			{local + "user=scram password=right", "", false},
+			{local + "user=scram sslmode=require", "", false}, // .pgpass
+			{local + "user=scram sslmode=require passfile=/nonexistent", "no password was given", true},
+			{local + "user=scram password=WRONG sslmode=require", "28P01", true},
+			{local + "user=scram password=right sslmode=disable", "28000", true},
+			{local + "user=scram password=right sslmode=verify-ca sslrootcert=" + c.ca, "", false},
+			{local + "user=scram password=right sslmode=verify-full sslrootcert=" + c.ca, "", false},
+			{local + "user=scram password=right sslmode=require sslrootcert=" + c.foreign, "certificate is not accepted", false},
+			{local + "user=scram password=right sslmode=verify-ca sslrootcert=" + c.foreign, "certificate is not accepted", false},
+			{local + "user=scram password=right sslmode=verify-full sslrootcert=" + c.foreign, "certificate is not accepted", false},
+			{local + "user=scram password=right sslrootcert=system", "certificate is not accepted", false},
+			{at("127.0.0.1") + "user=scram password=right sslmode=verify-ca sslrootcert=" + c.ca, "", false},
+			{at("127.0.0.1") + "user=scram password=right sslmode=verify-full sslrootcert=" + c.ca, "certificate is not accepted", false},
+			{local + "user=scram password=right sslmode=require channel_binding=require", "", false},
+			{local + "user=scram password=right sslmode=require require_auth=scram-sha-256", "", false},
+			{local + "user=scram password=right sslmode=require ssl_min_protocol_version=TLSv1.3", "", false},
+			{local + "user=md5 password=right sslmode=disable", "", false},
+			{local + "user=md5 password=right sslmode=require require_auth=scram-sha-256", "md5", true},
+			{local + "user=md5 password=right sslmode=require channel_binding=require", "channel binding", true},
+			{local + "user=cert sslmode=require sslcert=" + c.clientCert + " sslkey=" + c.clientKey, "", false},
+			{local + "user=cert sslmode=require", "28000", true},
+			{local + "user=plain sslmode=disable", "42501", true},
+			{local + "user=nobody sslmode=disable", "28000", true},
+			{at(pg.home) + "user=postgres options='-c no_such_setting=1'", "42704", false},
+			{local + "user=postgres sslmode=disable", "28000", true}, // hba "all" is not replication
+			{at(pg.home) + "user=postgres sslmode=require", "", false},
+			{at(pg.home) + "user=scram password=right", "", false},
+			{at(pg.home) + "user=scram", "", false}, // .pgpass: localhost
+			{at(pg.home+"/none") + "user=postgres", "no such file", true},
+			{at("localhost,"+pg.home) + "user=postgres target_session_attrs=primary hostaddr=127.0.0.1,", "28000", true},
+			{fmt.Sprintf("postgresql://scram:right@localhost:%d/?sslmode=require&hostaddr=127.0.0.1&keepalives_idle=5&tcp_user_timeout=30000", pg.port), "", false},
+			{fmt.Sprintf("host=127.0.0.1,%s port=1,%d user=postgres sslmode=disable", pg.home, pg.port), "", false},
+		} {
+			cfg, err := replication.ParseConfig(replication.Params{DSN: x.dsn})
+			if err != nil {
+				t.Errorf("%s: %v", x.dsn, err)
+				continue
+			}
+			conn, err := replication.Connect(t.Context(), cfg)
+			if err == nil {
+				if _, err := conn.IdentifySystem(t.Context()); err != nil {
+					t.Errorf("%s: %v", x.dsn, err)
+				}
+				if err := conn.Close(t.Context()); err != nil {
+					t.Errorf("%s: %v", x.dsn, err)
+				}
+			}
+			switch {
+			case x.err == "" && err != nil, x.err != "" && err == nil:
+				t.Errorf("%s: %v; want %q", x.dsn, err, x.err)
+			case err != nil && (!strings.Contains(err.Error(), x.err) || replication.Passing(err) != x.passing):
+				t.Errorf("%s: %v, passing %v; want %q, %v", x.dsn, err, replication.Passing(err), x.err, x.passing)
+			}
+			if err != nil && (strings.Contains(err.Error(), "\n") || strings.Contains(err.Error(), "WRONG")) {
+				t.Errorf("%s: %q", x.dsn, err)
+			}
+			if err != nil {
+				t.Log(err)
+			}
+		}
+
+		// WAL over TLS, statuses beside it.
+		cfg, err := replication.ParseConfig(replication.Params{DSN: local + "user=scram password=right sslmode=verify-full sslrootcert=" + c.ca})
+		if err != nil {
+			t.Fatal(err)
+		}
+		conn, err := replication.Connect(t.Context(), cfg)
+		if err != nil {
+			t.Fatal(err)
+		}
+		sys, err := conn.IdentifySystem(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		from := segment.DefaultSize.Start(sys.Flush)
+		st := start2(t, conn, segment.Position{Timeline: 1, LSN: from})
+		if got := collect(t, st, from, sys.Flush); len(got) < int(sys.Flush-from) {
+			t.Errorf("%d bytes", len(got))
+		}
+		if err := st.SendStatus(replication.Status{Write: sys.Flush, Time: time.Now()}); err != nil {
+			t.Error(err)
+		}
+		if err := st.Stop(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }

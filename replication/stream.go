@@ -278,7 +278,9 @@ func (s *Stream) read() error {
 			}
 			b = next
 		} else {
-			held = copy(b.buf, b.buf[taken:held])
+			if taken > 0 {
+				held = copy(b.buf, b.buf[taken:held])
+			}
 			b.room(total)
 		}
 		if err != nil {
