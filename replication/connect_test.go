@@ -227,7 +227,7 @@ func TestConnectEndsAtOnce(t *testing.T) {
 		return func(context.Context, string, string) (net.Conn, error) {
 			client, server := net.Pipe()
 			go func() {
-				defer server.Close()
+				defer func() { _ = server.Close() }() // a pipe's Close cannot fail
 				b := pgproto3.NewBackend(server, server)
 				if _, err := b.ReceiveStartupMessage(); err != nil {
 					return

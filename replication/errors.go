@@ -122,10 +122,10 @@ func streamError(e *ServerError, copying bool) error {
 	case "42704":
 		return &taggedError{ErrSlotMissing, e}
 	case "55000":
-		switch e.Routine {
-		case "ReplicationSlotAcquire": // 18: "can no longer access replication slot"
+		switch {
+		case strings.HasPrefix(e.Routine, "ReplicationSlot"): // 18: "can no longer access replication slot"
 			return &taggedError{ErrSlotLost, e}
-		case "StartReplication": // "cannot use a logical replication slot for physical replication"
+		case e.Routine == "StartReplication": // "cannot use a logical replication slot for physical replication"
 			return &taggedError{ErrSlotLogical, e}
 		}
 	case "XX000":

@@ -41,7 +41,7 @@ func findPassword(path string, hosts []string, port, database, user string) stri
 	if err != nil {
 		return ""
 	}
-	defer f.Close() // read only
+	defer func() { _ = f.Close() }() // read only
 	sc := bufio.NewScanner(f)
 	for sc.Scan() {
 		line := strings.TrimSuffix(sc.Text(), "\r")

@@ -111,7 +111,7 @@ func freePort(t *testing.T) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer l.Close()
+	defer func() { _ = l.Close() }() // the number is all that is wanted
 	return l.Addr().(*net.TCPAddr).Port
 }
 
@@ -186,7 +186,7 @@ func (pg *cluster) sql(text string) string {
 	if err != nil {
 		pg.t.Fatal(err)
 	}
-	defer conn.Close(context.Background())
+	defer func() { _ = conn.Close(context.Background()) }()
 	res, err := conn.Exec(pg.t.Context(), text).ReadAll()
 	if err != nil {
 		pg.t.Fatalf("%s: %v", text, err)

@@ -205,7 +205,7 @@ func TestStreamWriteTimeout(t *testing.T) {
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			t.Errorf("SendStatus = %v", err)
 		}
-		if again := st.SendStatus(replication.Status{Time: time.Now()}); again != err {
+		if again := st.SendStatus(replication.Status{Time: time.Now()}); !errors.Is(again, err) {
 			t.Errorf("after a failed write: %v", again)
 		}
 		if err := st.Close(); err != nil {
@@ -424,7 +424,7 @@ func TestConnContext(t *testing.T) {
 func TestConnCommands(t *testing.T) {
 	fake(t, fakepg.Options{Version: "14.23"}, func(t *testing.T, s *fakepg.Server, c *replication.Config) {
 		conn := connect(t, c)
-		defer conn.Close(t.Context())
+		defer func() { _ = conn.Close(t.Context()) }()
 		if err := conn.CreateSlot(t.Context(), "s"); err != nil {
 			t.Fatal(err)
 		}

@@ -3,6 +3,7 @@ package replication
 import (
 	"context"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -86,7 +87,7 @@ func (w *wire) send(m pgproto3.FrontendMessage) error {
 // readError names the end of a connection for what it is: PostgreSQL never
 // closes a replication connection without a word, so an EOF is unexpected.
 func readError(err error) error {
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		return fmt.Errorf("the server closed the connection: %w", io.ErrUnexpectedEOF)
 	}
 	return err
