@@ -8,6 +8,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -46,6 +48,13 @@ func TestMain(m *testing.M) {
 
 func runAll(m *testing.M) (code int, err error) {
 	ctx := context.Background()
+	// The scenarios wait most of the time: more of them run at once than
+	// there are processors. (-parallel by hand still wins.)
+	if p := flag.Lookup("test.parallel"); p.Value.String() == p.DefValue {
+		if err := p.Value.Set(strconv.Itoa(2 * runtime.GOMAXPROCS(0))); err != nil {
+			return 1, err
+		}
+	}
 	l := &lab{}
 	theLab = l
 	if testing.Short() {

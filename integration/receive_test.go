@@ -514,50 +514,61 @@ func TestFollowsPromotion(t *testing.T) {
 	if last.Timeline != 2 {
 		t.Fatalf("the promoted server writes %s", last)
 	}
-	s.awaitSealed(last, last)
-	r.stop()
-
-	history, err := decode(filepath.Join(s.archive, "wal_005", "00000002.history.lz4"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	want, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", "00000002.history"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(history, want) {
-		t.Errorf("the history file in the archive: %q, the server's: %q", history, want)
+	history, err := segment.ParseHistory(2, want)
+	if err != nil {
+		t.Fatal(err)
 	}
-	// What is there of either timeline is the server's own (a standby keeps
-	// the old timeline's segments under their names).
-	sealed := s.sealed()
-	switchSegment := segment.Name{}
-	for n := range sealed {
-		if n.Timeline == 2 && (switchSegment == segment.Name{} || n.Compare(switchSegment) < 0) {
-			switchSegment = n
-		}
+	end, ok := history.Switchpoint(1)
+	if !ok {
+		t.Fatalf("the history file %q says nothing of timeline 1", want)
 	}
-	old := switchSegment
-	old.Timeline = 1
-	for n := first; n.Compare(old) < 0; n = n.Next(s.size) {
-		if _, ok := sealed[n]; !ok {
-			t.Errorf("segment %s is missing in the archive", n)
-		}
+	// The segment of the switchpoint is there twice: in part on the old
+	// timeline, whole on the new one, where it begins with the parent's bytes.
+	old := s.size.Name(1, end)
+	s.awaitSealed(s.size.Name(2, end), last)
+	partial := filepath.Join(s.archive, "wal_005", old.String()+".partial.lz4")
+	eventually(t, "the old timeline's last segment in the archive", func() bool {
+		_, err := os.Stat(partial)
+		return err == nil
+	})
+	if previous := s.size.Name(1, s.size.Start(end)-1); first.Compare(previous) <= 0 {
+		s.awaitSealed(first, previous)
 	}
-	for n := range sealed {
+	r.stop()
+
+	got, err := decode(filepath.Join(s.archive, "wal_005", "00000002.history.lz4"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(got, want) {
+		t.Errorf("the history file in the archive: %q, the server's: %q", got, want)
+	}
+	// A standby keeps the old timeline's segments under their names.
+	for n := range s.sealed() {
 		got, err := decode(filepath.Join(s.archive, "wal_005", n.String()+".lz4"))
 		if err != nil {
 			t.Errorf("segment %s: %v", n, err)
 			continue
 		}
 		s.compareWithServer(n, got)
-	}
-	for n := switchSegment; n.Compare(last) <= 0; n = n.Next(s.size) {
-		if _, ok := sealed[n]; !ok {
-			t.Errorf("segment %s is missing in the archive", n)
+		if n.Timeline == 1 && n.Compare(old) >= 0 {
+			t.Errorf("segment %s lies behind the end of its timeline at %s", n, end)
 		}
 	}
-	if _, err := os.Stat(filepath.Join(s.archive, "wal_005", old.String()+".partial.lz4")); err != nil {
-		t.Errorf("the last segment of the old timeline: %v", err)
+	got, err = decode(partial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", s.size.Name(2, end).String()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := s.size.Offset(end)
+	if len(got) != int(s.size) || !bytes.Equal(got[:at], whole[:at]) || len(bytes.Trim(got[at:], "\x00")) > 0 {
+		t.Errorf("the old timeline's last segment: %d bytes, which are not the server's up to %s and zeros from there on", len(got), end)
 	}
 }

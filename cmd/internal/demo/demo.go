@@ -38,13 +38,19 @@ type Options struct {
 	Log        *slog.Logger
 }
 
+// ErrInterrupted: the story was ended before its end.
+var ErrInterrupted = errors.New("interrupted; everything is removed again")
+
 // ErrRowsLost: rows that the server had acknowledged are gone. It is what must
 // not happen.
 var ErrRowsLost = errors.New("acknowledged rows are missing")
 
 // Run tells the story. Whatever happens, nothing runs on and nothing is left
 // when it returns. instance.ErrNoPostgreSQL when there is no server to be had.
+//
+// The story ends early with ctx: ErrInterrupted.
 func Run(ctx context.Context, o Options) (err error) {
+	outer := ctx
 	ctx, cancel := context.WithTimeoutCause(ctx, timeLimit, fmt.Errorf("the demonstration took longer than %s", timeLimit))
 	defer cancel()
 	found, err := instance.Find(ctx, nil)
@@ -59,7 +65,12 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, s.clear(ctx)) }()
+	defer func() {
+		if err != nil && outer.Err() != nil {
+			err = ErrInterrupted // whatever broke off first
+		}
+		err = errors.Join(err, s.clear(ctx))
+	}()
 	return s.play(ctx)
 }
 
