@@ -572,3 +572,55 @@ func TestFollowsPromotion(t *testing.T) {
 		t.Errorf("the old timeline's last segment: %d bytes, which are not the server's up to %s and zeros from there on", len(got), end)
 	}
 }
+
+// The slot is gone after a pause. As long as the server still has the WAL that
+// follows the archive, the receiver goes on there; when it has not, that is a
+// gap: it stops with 3, and neither the archive nor the server has changed.
+func TestSlotLost(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{})
+	r := s.receive()
+	first := s.slotSegment()
+	s.table()
+	s.fill(2000)
+	s.awaitSealed(first, s.switchWAL())
+	r.stop()
+
+	s.sql("SELECT pg_drop_replication_slot('ferry')")
+	s.fill(2000)
+	s.sql("CHECKPOINT")
+	last := s.switchWAL()
+	r = s.receive()
+	s.awaitSealed(first, last)
+	s.checkArchive(first, last)
+	r.stop()
+
+	s.sql("SELECT pg_drop_replication_slot('ferry')")
+	s.fill(2000)
+	if err := s.pg.Configure(map[string]string{"wal_keep_size": "0", "max_wal_size": "2MB"}); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.pg.Reload(); err != nil {
+		t.Fatal(err)
+	}
+	gone := filepath.Join(s.pg.DataDir(), "pg_wal", last.Next(s.size).String())
+	eventually(t, "the server to remove the WAL that follows the archive", func() bool {
+		s.fill(100)
+		s.switchWAL()
+		s.sql("CHECKPOINT")
+		_, err := os.Stat(gone)
+		return os.IsNotExist(err)
+	})
+	archive := tree(t, s.archive)
+	r = s.receive()
+	r.exits(3)
+	if missing := last.Next(s.size).String(); !strings.Contains(r.log(), "gap") || !strings.Contains(r.log(), missing) {
+		t.Errorf("the log names neither the gap nor the segment %s", missing)
+	}
+	if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
+		t.Errorf("the archive has changed:\n%s", strings.Join(got, "\n"))
+	}
+	if s.sql("SELECT count(*) FROM pg_replication_slots") != "0" {
+		t.Error("the refused receiver left a slot, which would fill the server's disk")
+	}
+}

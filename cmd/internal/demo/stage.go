@@ -42,7 +42,11 @@ type stage struct {
 }
 
 func newStage(o Options, i instance.Installation, a instance.Account) (*stage, error) {
-	dir, err := os.MkdirTemp("", "walferry-demo-")
+	parent := os.TempDir()
+	if a.Other() && !passable(parent) {
+		parent = "/tmp" // root's own TMPDIR may be closed to the server's user
+	}
+	dir, err := os.MkdirTemp(parent, "walferry-demo-")
 	if err != nil {
 		return nil, err
 	}
@@ -51,6 +55,21 @@ func newStage(o Options, i instance.Installation, a instance.Account) (*stage, e
 		return nil, errors.Join(fmt.Errorf("preparing %s: %w", dir, err), removeAll(dir))
 	}
 	return s, nil
+}
+
+// passable tells whether every user can pass through a directory and all above it.
+func passable(dir string) bool {
+	for {
+		info, err := os.Stat(dir)
+		if err != nil || info.Mode().Perm()&0o001 == 0 {
+			return false
+		}
+		parent := filepath.Dir(dir)
+		if parent == dir {
+			return true
+		}
+		dir = parent
+	}
 }
 
 func (s *stage) prepare() error {
