@@ -35,9 +35,9 @@ const (
 	maxIdentity     = 64 << 10 // bytes
 )
 
-// errIdentity: an identity object that cannot be understood. It is no reason
+// ErrIdentity: an identity object that cannot be understood. It is no reason
 // to write another.
-var errIdentity = errors.New("invalid identity object")
+var ErrIdentity = errors.New("invalid identity object")
 
 func encodeIdentity(id Identity) ([]byte, error) {
 	b, err := json.MarshalIndent(identityFile{identityVersion, id.SystemIdentifier, uint64(id.SegmentSize), id.WALCodec}, "", "  ")
@@ -50,14 +50,14 @@ func encodeIdentity(id Identity) ([]byte, error) {
 func decodeIdentity(content []byte) (Identity, error) {
 	var f identityFile
 	if err := json.Unmarshal(content, &f); err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", errIdentity, err)
+		return Identity{}, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
 	id := Identity{f.SystemIdentifier, segment.Size(f.SegmentSize), f.WALCodec}
 	if f.Version != identityVersion {
-		return Identity{}, fmt.Errorf("%w: version %d, this walferry knows %d", errIdentity, f.Version, identityVersion)
+		return Identity{}, fmt.Errorf("%w: version %d, this walferry knows %d", ErrIdentity, f.Version, identityVersion)
 	}
 	if err := id.check(); err != nil {
-		return Identity{}, fmt.Errorf("%w: %w", errIdentity, err)
+		return Identity{}, fmt.Errorf("%w: %w", ErrIdentity, err)
 	}
 	return id, nil
 }

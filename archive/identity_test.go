@@ -96,13 +96,13 @@ func TestClaimRefusesNonsense(t *testing.T) {
 		`{"version":1,"system_identifier":"x","wal_segment_size":16777216,"wal_codec":"lz4"}`, `{"version":1,"system_identifier":"1","wal_segment_size":5,"wal_codec":"lz4"}`,
 		`{"version":1,"system_identifier":"1","wal_segment_size":16777216,"wal_codec":"snappy"}`} {
 		put(t, store, identityKey, []byte(there))
-		if id, err := New(store, Options{}).Claim(t.Context(), ours); !errors.Is(err, errIdentity) {
+		if id, err := New(store, Options{}).Claim(t.Context(), ours); !errors.Is(err, ErrIdentity) {
 			t.Errorf("%s: %+v, %v", there, id, err)
 		}
 		if got := string(stored(t, store, identityKey)); got != there {
 			t.Errorf("%q became %q", there, got)
 		}
-		if _, _, err := New(store, Options{}).Recognise(t.Context()); !errors.Is(err, errIdentity) {
+		if _, _, err := New(store, Options{}).Recognise(t.Context()); !errors.Is(err, ErrIdentity) {
 			t.Errorf("%s recognised: %v", there, err)
 		}
 	}

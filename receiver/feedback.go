@@ -15,6 +15,10 @@ const (
 	// for our flush LSN, which it only does when it shuts down (WalSndDone in
 	// walsender.c).
 	againSoon = time.Second
+	// silence is how long a server may say nothing at all before the
+	// connection is given up, as a standby's wal_receiver_timeout; after half
+	// of it the server is asked for a sign of life.
+	silence = time.Minute
 )
 
 // feedback decides when a status is sent and what it says.
@@ -28,6 +32,7 @@ type feedback struct {
 	question bool // the server waits for an answer
 	answerBy time.Time
 
+	heard      time.Time // when the server last said something, or was not listened to
 	lastSent   time.Time
 	lastAnswer time.Time
 	last       replication.Status
@@ -42,7 +47,7 @@ func newFeedback(r *Receiver, srv server, restart segment.LSN) feedback {
 	if srv.timeout > 0 {
 		interval = min(interval, srv.timeout/3)
 	}
-	return feedback{interval: interval, grace: r.o.ShutdownGrace, restart: restart, lastSent: time.Now()}
+	return feedback{interval: interval, grace: r.o.ShutdownGrace, restart: restart, lastSent: time.Now(), heard: time.Now()}
 }
 
 // asked notes that the server wants an answer.
@@ -69,8 +74,14 @@ func (f *feedback) next(now time.Time) time.Time {
 	if f.question && f.answerBy.Before(next) {
 		next = f.answerBy
 	}
+	if deadline := f.heard.Add(silence); deadline.Before(next) {
+		next = deadline
+	}
 	return next
 }
+
+// silent reports whether the server is to be given up.
+func (f *feedback) silent(now time.Time) bool { return now.Sub(f.heard) >= silence }
 
 // send sends a status if one is due. Failing to is final for the stream.
 func (f *feedback) send(st *streaming, now time.Time) error {
@@ -87,6 +98,7 @@ func (f *feedback) send(st *streaming, now time.Time) error {
 		return nil
 	}
 	status.Time = now
+	status.ReplyRequested = now.Sub(f.heard) >= silence/2
 	if err := st.s.SendStatus(status); err != nil {
 		return err
 	}

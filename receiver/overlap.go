@@ -12,18 +12,17 @@ import (
 )
 
 // rememberTail keeps the last page of a segment that was received whole, for
-// the comparison at the next start on its boundary.
-func (r *Receiver) rememberTail(g *spool.Segment) error {
+// the comparison at the next start on its boundary. Where that fails, the
+// start reads it again.
+func (r *Receiver) rememberTail(g *spool.Segment) {
 	end := g.Name().End(r.size)
 	if r.tail.bytes == nil {
 		r.tail.bytes = make([]byte, pageSize)
 	}
 	r.tail.end = 0
-	if err := g.ReadAt(r.tail.bytes, end-pageSize); err != nil {
-		return err
+	if g.ReadAt(r.tail.bytes, end-pageSize) == nil {
+		r.tail.end = end
 	}
-	r.tail.end = end
-	return nil
 }
 
 // lastPage returns the page that lies before the boundary at which the stream

@@ -129,6 +129,7 @@ type Receiver struct {
 	resolved bool             // pos is known
 	fresh    bool             // neither spool nor archive held anything: pos is where we begin, not what we hold
 	pos      segment.Position // received: everything before it is held
+	begin    segment.LSN      // where a new archive began in this run; 0: it did not
 	spooled  segment.LSN      // durable on this host, on pos.Timeline
 	size     segment.Size
 	system   uint64
@@ -232,8 +233,7 @@ func (r *Receiver) dropCreatedSlot(ctx context.Context) error {
 	}
 	conn, err := r.o.Connect(ctx)
 	if err == nil {
-		defer conn.Close(ctx)
-		err = conn.DropSlot(ctx, r.o.Slot)
+		err = errors.Join(conn.DropSlot(ctx, r.o.Slot), conn.Close(ctx))
 	}
 	if err != nil {
 		r.log.Error("cannot drop the slot that this run made: drop it by hand, or it retains WAL on the server", "slot", r.o.Slot, "error", err.Error())

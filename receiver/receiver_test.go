@@ -202,6 +202,44 @@ func TestServerGoesAwayAtEveryMessage(t *testing.T) {
 	}
 }
 
+// TestSilentServerIsGivenUp: a connection that nobody answers on any more.
+func TestSilentServerIsGivenUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{SenderTimeout: time.Hour})
+		asked := false
+		w.srv.Script(func(ws *fakepg.Walsender) error {
+			if err := ws.Send(w.srv.End()); err != nil {
+				return err
+			}
+			for {
+				s, err := ws.Status()
+				if err != nil {
+					return err
+				}
+				asked = asked || s.ReplyRequested
+			}
+		})
+		w.start(0)
+		time.Sleep(90 * time.Second)
+		settle()
+		if n := len(w.srv.Startups()); n < 2 {
+			t.Error("the connection was not given up")
+		}
+		if !asked {
+			t.Error("no sign of life was asked for")
+		}
+		if !strings.Contains(w.log.String(), "nothing was heard") {
+			t.Error("not told why")
+		}
+		// One that answers is kept, however idle it is.
+		before := len(w.srv.Startups())
+		time.Sleep(time.Hour)
+		if n := len(w.srv.Startups()); n != before {
+			t.Errorf("%d connections in an idle hour", n-before)
+		}
+	})
+}
+
 func TestRestartContinues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, fakepg.Options{})

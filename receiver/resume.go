@@ -76,7 +76,10 @@ func (r *Receiver) tryWithoutSlot(ctx context.Context, conn *replication.Conn) e
 	if err != nil {
 		return r.gapOr(err, from)
 	}
-	defer s.Close()
+	defer func() {
+		// It was only tried.
+		_ = s.Close()
+	}()
 	// "Removed" comes after CopyBoth; data or a keepalive says that it is there.
 	select {
 	case <-ctx.Done():
@@ -110,7 +113,8 @@ var errNextStart = errors.New("starting at another position")
 // startPosition returns what to ask the server for: the start of the segment
 // that holds the resume position, on the timeline that owns it; at an exact
 // boundary one page before, so that there is something to compare. page says
-// that the page before is included.
+// that the page before is included. A segment that is whole and was not sealed
+// (a crash between the two) is asked for again as if it were not whole.
 func (r *Receiver) startPosition() (from segment.Position, page bool) {
 	if r.size.Offset(r.pos.LSN) != 0 {
 		return segment.Position{Timeline: r.history.Owner(r.pos.LSN), LSN: r.size.Start(r.pos.LSN)}, false
@@ -118,7 +122,11 @@ func (r *Receiver) startPosition() (from segment.Position, page bool) {
 	if r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
 		return segment.Position{Timeline: r.pos.Timeline, LSN: r.pos.LSN}, false
 	}
-	return segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}, true
+	before := segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}
+	if g, held := r.find(r.size.Name(before.Timeline, before.LSN)); held && !g.Sealed() {
+		return segment.Position{Timeline: before.Timeline, LSN: g.Start()}, false
+	}
+	return before, true
 }
 
 // resolve finds the resume position, once: the spool's end where the spool
@@ -129,6 +137,9 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		return nil
 	}
 	first, end, held := r.heldRun()
+	if end.LSN == first.LSN {
+		held = false // the beginning of a segment in which no record verifies
+	}
 	near := s.system.Flush
 	if held {
 		near = end.LSN
@@ -206,6 +217,7 @@ func (r *Receiver) resolveFresh(ctx context.Context, conn *replication.Conn, s s
 	lsn = r.size.Start(lsn)
 	r.pos = segment.Position{Timeline: r.history.Owner(lsn), LSN: lsn}
 	r.fresh, r.resolved = true, true
+	r.spooled, r.begin = lsn, lsn
 	r.uploader.Base(r.pos)
 	r.log.Info("beginning a new archive", "position", r.pos.String())
 	return nil

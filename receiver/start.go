@@ -33,9 +33,15 @@ type server struct {
 func (r *Receiver) attempt(ctx context.Context) error {
 	conn, err := r.o.Connect(ctx)
 	if err != nil {
+		if !replication.Passing(err) && ctx.Err() == nil {
+			return fmt.Errorf("%w: %w", ErrServer, err)
+		}
 		return err
 	}
-	defer func() { conn.Close(context.WithoutCancel(ctx)) }()
+	defer func() {
+		// The good-bye of a connection that is no longer needed.
+		_ = conn.Close(context.WithoutCancel(ctx))
+	}()
 
 	srv, err := r.inspect(ctx, conn)
 	if err != nil {

@@ -100,6 +100,11 @@ func (st *streaming) run(ctx context.Context) error {
 			}
 		}
 		st.sync()
+		if st.batch != nil {
+			st.feedback.heard = time.Now() // it may be saying something that is not read now
+		} else if st.feedback.silent(time.Now()) {
+			return fmt.Errorf("nothing was heard of the server for %v: giving the connection up", silence)
+		}
 		if err := st.feedback.send(st, time.Now()); err != nil {
 			return st.gone(err)
 		}
@@ -117,6 +122,7 @@ func (st *streaming) run(ctx context.Context) error {
 				return r.gapOr(st.s.Err(), segment.Position{Timeline: st.s.Timeline(), LSN: st.cursor})
 			}
 			st.batch, st.message, st.rest = b, 0, nil
+			st.feedback.heard = time.Now()
 		case res := <-st.disk.done:
 			if err := st.synced(res); err != nil {
 				return err
@@ -205,7 +211,7 @@ func (st *streaming) consume(ctx context.Context) (done bool, err error) {
 // into the spool, or compares them with what is there.
 func (st *streaming) take() (paused bool, err error) {
 	r := st.r
-	if st.cursor < r.size.Start(r.pos.LSN) {
+	if st.page != nil {
 		return false, st.takePage()
 	}
 	if r.seg == nil {
@@ -245,6 +251,9 @@ func (st *streaming) takePage() error {
 	}
 	st.rest = st.rest[n:]
 	st.cursor += segment.LSN(n)
+	if at+n == pageSize {
+		st.page = nil
+	}
 	return nil
 }
 
@@ -358,9 +367,7 @@ func (st *streaming) compare(held, sent []byte, at segment.LSN) error {
 func (st *streaming) close() error {
 	r := st.r
 	g := r.seg
-	if err := r.rememberTail(g); err != nil {
-		return err
-	}
+	r.rememberTail(g)
 	r.seg = nil
 	if g.Sealed() {
 		r.spooled = max(r.spooled, g.Name().End(r.size))
@@ -420,6 +427,7 @@ func (st *streaming) giveUp() {
 	r.seg = nil
 	r.tail = tailPage{}
 	r.pos.LSN = min(r.pos.LSN, r.spooled)
+	r.fresh = r.pos.LSN == r.begin // nothing is held again
 }
 
 // stop ends the stream in good order: what was received is made durable and

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/disk"
+	"github.com/walferry/walferry/segment/disk/crashfs"
 	"github.com/walferry/walferry/segment/spool"
 )
 
@@ -33,6 +35,8 @@ type world struct {
 	options Options
 	log     *logBuffer
 	r       *Receiver
+
+	runError error // how the last run ended
 }
 
 // testArchive keeps whole segments, and answers like one that is reachable.
@@ -90,9 +94,8 @@ func (a *testArchive) Segment(_ context.Context, n segment.Name, _ segment.Size)
 // carrier is an uploader: it moves whole segments into a testArchive while it
 // is not held up.
 type carrier struct {
-	sp   *spool.Spool
-	ar   *testArchive
-	size segment.Size
+	sp *spool.Spool
+	ar *testArchive
 
 	mu       sync.Mutex
 	stalled  chan struct{} // open while nothing is carried; nil when it flows
@@ -259,18 +262,19 @@ func (w *world) start(limit int64) (end func() error, result <-chan error) {
 		ended = true
 		cancel()
 		wg.Wait()
-		if err := sp.Close(); err != nil {
+		if err := sp.Close(); err != nil && !errors.Is(err, crashfs.ErrCrashed) && !errors.Is(err, syscall.EIO) {
 			w.t.Error(err)
 		}
 		select {
 		case err := <-done:
+			w.runError = err
 			return err
 		default:
 			return nil
 		}
 	}
 	w.t.Cleanup(func() {
-		if err := end(); err != nil {
+		if err := end(); err != nil && !errors.Is(err, crashfs.ErrCrashed) {
 			w.t.Errorf("Run: %v", err)
 		}
 		if w.t.Failed() {

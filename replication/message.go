@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/jackc/pglogrepl"
+
 	"github.com/walferry/walferry/segment"
 )
 
@@ -43,40 +45,26 @@ func parseCopyData(body []byte, m *Message) error {
 		return fmt.Errorf("%w: empty CopyData", ErrProtocol)
 	}
 	switch body[0] {
-	case 'w':
-		if len(body) < 25 {
-			return fmt.Errorf("%w: XLogData of %d bytes", ErrProtocol, len(body))
+	case pglogrepl.XLogDataByteID:
+		x, err := pglogrepl.ParseXLogData(body[1:])
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		start := segment.LSN(binary.BigEndian.Uint64(body[1:]))
-		data := body[25:len(body):len(body)]
+		start, data := segment.LSN(x.WALStart), x.WALData[:len(x.WALData):len(x.WALData)]
 		if start+segment.LSN(len(data)) < start {
 			return fmt.Errorf("%w: XLogData at %s with %d bytes", ErrProtocol, start, len(data))
 		}
-		*m = Message{
-			Kind:      WALData,
-			Start:     start,
-			ServerEnd: segment.LSN(binary.BigEndian.Uint64(body[9:])),
-			Time:      serverTime(body[17:]),
-			Data:      data,
-		}
+		*m = Message{Kind: WALData, Start: start, ServerEnd: segment.LSN(x.ServerWALEnd), Time: x.ServerTime, Data: data}
 		return nil
-	case 'k':
-		if len(body) != 18 {
-			return fmt.Errorf("%w: keepalive of %d bytes", ErrProtocol, len(body))
+	case pglogrepl.PrimaryKeepaliveMessageByteID:
+		k, err := pglogrepl.ParsePrimaryKeepaliveMessage(body[1:])
+		if err != nil {
+			return fmt.Errorf("%w: %w", ErrProtocol, err)
 		}
-		*m = Message{
-			Kind:           Keepalive,
-			ServerEnd:      segment.LSN(binary.BigEndian.Uint64(body[1:])),
-			Time:           serverTime(body[9:]),
-			ReplyRequested: body[17] != 0,
-		}
+		*m = Message{Kind: Keepalive, ServerEnd: segment.LSN(k.ServerWALEnd), Time: k.ServerTime, ReplyRequested: k.ReplyRequested}
 		return nil
 	}
 	return fmt.Errorf("%w: CopyData of unknown kind %q", ErrProtocol, body[0])
-}
-
-func serverTime(b []byte) time.Time {
-	return time.UnixMicro(int64(binary.BigEndian.Uint64(b)) + epoch)
 }
 
 // Status is what we tell the server: how far we have written, flushed and

@@ -306,7 +306,7 @@ func Final(err error) bool { return final(err) }
 
 func final(err error) bool {
 	return errors.Is(err, archive.ErrForeignCluster) || errors.Is(err, archive.ErrCodec) ||
-		errors.Is(err, objstore.ErrConditionIgnored)
+		errors.Is(err, archive.ErrUnrecognised) || errors.Is(err, archive.ErrIdentity) || errors.Is(err, objstore.ErrConditionIgnored)
 }
 
 // work is one worker: segments one after the other until ctx ends. A non-nil

@@ -146,6 +146,9 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 		EndPos: s.EndPos, NoLoop: s.NoLoop, Hold: s.Hold,
 		ShutdownGrace: s.ShutdownGrace, WatchInterval: watchInterval, Log: s.Log,
 	})
+	for _, notice := range s.Server.Notices() {
+		s.Log.Warn(notice)
+	}
 	s.Log.Info("starting", "archive", ar.String(), "spool", s.SpoolDir, "slot", s.Slot, "server", s.Server.String())
 
 	// The uploader starts first and needs no server: what a receiver's disk
@@ -253,6 +256,8 @@ func receiveError(err error, s receiveSettings) error {
 		{archive.ErrCodec, exitUsage, "leave --compress (or WALG_COMPRESSION_METHOD) out: the archive's own codec is then used"},
 		{objstore.ErrConditionIgnored, exitSafety, "two receivers could overwrite each other there: use a store that honours If-None-Match, or say --single-receiver when nobody else writes to it"},
 		{segment.ErrForeignCluster, exitSafety, "one archive and one spool belong to one cluster: give this cluster a --store and a --spool of its own, or see whether -h and -p name the right server"},
+		{archive.ErrUnrecognised, exitSafety, "nothing there says whose WAL it is: give walferry an empty prefix, or one with a WAL-G backup of this cluster"},
+		{archive.ErrIdentity, exitSafety, "walferry_005/identity.json cannot be read by this version: use the walferry that wrote it, or another --store"},
 		{receiver.ErrGap, exitSafety, "the archive cannot be continued without a gap: take a new base backup into a new archive (another --store), or restore the server's WAL; the old archive restores up to where it ends"},
 		{receiver.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
