@@ -171,9 +171,9 @@ func TestFetchExitCodes(t *testing.T) {
 		{"absent", []string{"fetch", "--store", "$STORE", fetchAbsent, p}, 1, 1, ""},
 		{"absent history", []string{"fetch", "--store", "$STORE", "00000002.history", p}, 1, 1, ""},
 		{"a hole taken for the end", []string{"fetch", "--store", "$STORE", "--stop-at-gap", fetchHole, p}, 1, 1, "--stop-at-gap"},
-		{"a hole", []string{"fetch", "--store", "$STORE", "--budget=1ms", fetchHole, p}, 255, 1, "or --stop-at-gap)"},
-		{"a wrong prefix", []string{"fetch", "--store", "$STORE/wal_005", "--budget=1ms", fetchAbsent, p}, 255, 1, "check the store's prefix"},
-		{"a root that is not there", []string{"fetch", "--store", "$STORE/nowhere", "--budget=1ms", fetchSegment, p}, 255, 1, "nowhere"},
+		{"a hole", []string{"fetch", "--store", "$STORE", "--budget=500ms", fetchHole, p}, 255, 1, "or --stop-at-gap)"},
+		{"a wrong prefix", []string{"fetch", "--store", "$STORE/wal_005", "--budget=500ms", fetchAbsent, p}, 255, 1, "check the store's prefix"},
+		{"a root that is not there", []string{"fetch", "--store", "$STORE/nowhere", "--budget=500ms", fetchSegment, p}, 255, 1, "nowhere"},
 
 		{"no store", []string{"fetch", fetchSegment, p}, 255, 1, "--store"},
 		{"no arguments", []string{"fetch", "--store", "$STORE"}, 255, 1, "%f is missing"},
