@@ -101,7 +101,7 @@ func runAll(m *testing.M) (code int, err error) {
 // machine that never did, and seconds afterwards.
 func (l *lab) build(ctx context.Context, name string, flags ...string) (string, error) {
 	out := filepath.Join(l.dir, name)
-	args := append([]string{"build", "-race", "-o", out}, flags...)
+	args := append([]string{"build", "-race", "-buildvcs=false", "-o", out}, flags...)
 	cmd := exec.CommandContext(ctx, "go", append(args, "github.com/walferry/walferry/cmd/walferry")...)
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
