@@ -1,8 +1,8 @@
 package receiver
 
 import (
-	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -31,24 +31,67 @@ func (r *Receiver) lastPage(ctx context.Context, from segment.Position) ([]byte,
 	if r.tail.end == r.pos.LSN && r.tail.bytes != nil {
 		return r.tail.bytes, nil
 	}
-	all, err := r.heldSegment(ctx, r.size.Name(from.Timeline, from.LSN))
+	page := make([]byte, pageSize)
+	held, err := r.heldSegment(ctx, r.size.Name(from.Timeline, from.LSN))
+	if err == nil {
+		_, err = held.ReadAt(page, int64(r.size)-pageSize)
+		err = errors.Join(err, held.Close())
+	}
 	if err != nil {
 		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
 	}
-	return all[len(all)-pageSize:], nil
+	return page, nil
 }
 
-// heldSegment reads a whole segment from the spool or the archive.
-func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) ([]byte, error) {
+// heldSegment opens a whole segment from the spool or the archive. It is read
+// from front to back.
+func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) (readAtCloser, error) {
 	if g, ok := r.find(n); ok && g.Sealed() {
-		all := make([]byte, r.size)
-		if err := g.ReadAt(all, n.Start(r.size)); err == nil {
-			return all, nil
+		page := make([]byte, 1)
+		if err := g.ReadAt(page, g.Start()); err == nil {
+			return segmentReader{g, r.size}, nil
 		}
-		// It may have been shipped and dropped just now.
+		// It was shipped and dropped just now.
 	}
-	return r.archive.Segment(ctx, n, r.size)
+	body, err := r.archive.Segment(ctx, n)
+	if err != nil {
+		return nil, &archiveError{err}
+	}
+	r.asking.Over()
+	return &forwardReader{r: body}, nil
 }
+
+type readAtCloser interface {
+	io.ReaderAt
+	io.Closer
+}
+
+// forwardReader reads a stream at places that never go back, so that a
+// segment of any size passes by without being held in memory.
+type forwardReader struct {
+	r  io.ReadCloser
+	at int64
+}
+
+// ReadAt implements io.ReaderAt for places behind all that was read.
+func (f *forwardReader) ReadAt(p []byte, off int64) (int, error) {
+	if off < f.at {
+		return 0, fmt.Errorf("reading at %d behind %d: the stream does not go back", off, f.at)
+	}
+	skipped, err := io.CopyN(io.Discard, f.r, off-f.at)
+	f.at += skipped
+	if err != nil {
+		return 0, err
+	}
+	n, err := io.ReadFull(f.r, p)
+	f.at += int64(n)
+	if errors.Is(err, io.ErrUnexpectedEOF) {
+		err = io.EOF
+	}
+	return n, err
+}
+
+func (f *forwardReader) Close() error { return f.r.Close() }
 
 // lastRecord is the last record that begins in the WAL we hold. Where the
 // server has no page before the boundary any more, the first record behind it
@@ -62,12 +105,12 @@ type lastRecord struct {
 // lastHeldRecord finds it in the segment before the boundary.
 func (r *Receiver) lastHeldRecord(ctx context.Context) (*lastRecord, error) {
 	n := r.size.Name(r.history.Owner(r.pos.LSN-1), r.pos.LSN-1)
-	all, err := r.heldSegment(ctx, n)
+	held, err := r.heldSegment(ctx, n)
 	if err != nil {
 		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
 	}
-	at, err := segment.LastRecords(bytes.NewReader(all), segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
-	if err != nil {
+	at, err := segment.LastRecords(held, segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
+	if err = errors.Join(err, held.Close()); err != nil {
 		return nil, fmt.Errorf("reading segment %s, to compare it: %w", n, err)
 	}
 	if len(at) == 0 {
@@ -103,6 +146,9 @@ type segmentReader struct {
 	g    *spool.Segment
 	size segment.Size
 }
+
+// Close does nothing: the spool owns the file.
+func (s segmentReader) Close() error { return nil }
 
 // ReadAt implements io.ReaderAt.
 func (s segmentReader) ReadAt(p []byte, off int64) (int, error) {

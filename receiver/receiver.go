@@ -35,6 +35,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -80,8 +81,8 @@ type Archive interface {
 	// RunEnd returns the end of the archive's gapless run of segments along
 	// h; ok is false when it holds no WAL.
 	RunEnd(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (p segment.Position, ok bool, err error)
-	// Segment returns all bytes of an archived segment.
-	Segment(ctx context.Context, n segment.Name, size segment.Size) ([]byte, error)
+	// Segment opens the decoded bytes of an archived segment.
+	Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error)
 }
 
 // Uploader is the other end of the spool.
@@ -122,7 +123,8 @@ type Receiver struct {
 	uploader Uploader
 	o        Options
 	log      *slog.Logger
-	trouble  *patience.Trouble
+	trouble  *patience.Trouble // with the server
+	asking   *patience.Trouble // with the archive, before the stream begins
 
 	// What Run's goroutine knows between attempts.
 	held     []*spool.Segment // the spool as it was found
@@ -142,7 +144,11 @@ type Receiver struct {
 	created  bool            // this run made the slot
 	slotSeen bool            // the slot was there when last used
 	toldKeep bool            // max_slot_wal_keep_size was warned of
-	watch    *watcher
+
+	fullSince time.Time // when it was last told that the spool is full
+	toldFull  bool      // and not yet that it has room again
+
+	watch *watcher
 }
 
 // tailPage is the last WAL page of a segment that we hold.
@@ -163,6 +169,7 @@ func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
 	return &Receiver{
 		spool: sp, archive: ar, uploader: up, o: o, log: o.Log,
 		trouble: patience.New(o.Log, "receive from the server"),
+		asking:  patience.New(o.Log, "ask the archive where it ends, without which nothing can be received"),
 		held:    sp.Segments(),
 	}
 }
@@ -176,12 +183,14 @@ type Summary struct {
 	Flush     segment.LSN
 	ServerEnd segment.LSN
 	Position  segment.Position // everything before it is held
-	Created   bool             // the slot was made by this run
+	// SlotExists says that the slot was seen on the server, and was not dropped
+	// again by this run.
+	SlotExists bool
 }
 
 // Summary may be called after Run has returned.
 func (r *Receiver) Summary() Summary {
-	return Summary{Slot: r.o.Slot, Flush: r.reported, ServerEnd: r.server, Position: r.pos, Created: r.created}
+	return Summary{Slot: r.o.Slot, Flush: r.reported, ServerEnd: r.server, Position: r.pos, SlotExists: r.slotSeen}
 }
 
 // Run streams until ctx ends or EndPos is passed (nil), or something happens
@@ -196,8 +205,8 @@ func (r *Receiver) Run(ctx context.Context) error {
 		switch {
 		case err == nil || ctx.Err() != nil && !Final(err):
 			return nil
-		case errors.As(err, new(*replication.EndOfTimeline)):
-			continue // the next timeline, at once
+		case errors.As(err, new(*replication.EndOfTimeline)), errors.Is(err, errNextStart):
+			continue // at once
 		case r.spool.Failed() != nil:
 			return fmt.Errorf("%w: %w", ErrSpoolFailed, r.spool.Failed())
 		case Final(err):
@@ -208,11 +217,21 @@ func (r *Receiver) Run(ctx context.Context) error {
 		if errors.Is(err, replication.ErrShutdown) {
 			r.log.Info("the server is shutting down; waiting for it to come back")
 		}
-		if waitErr := r.trouble.Wait(ctx, err); waitErr != nil {
+		trouble := r.trouble
+		if errors.As(err, new(*archiveError)) {
+			trouble = r.asking
+		}
+		if waitErr := trouble.Wait(ctx, err); waitErr != nil {
 			return nil
 		}
 	}
 }
+
+// archiveError is a failure to ask the archive, as against one of the server.
+type archiveError struct{ err error }
+
+func (e *archiveError) Error() string { return e.err.Error() }
+func (e *archiveError) Unwrap() error { return e.err }
 
 // Final reports whether err must not be answered by trying again.
 func Final(err error) bool {
@@ -231,15 +250,35 @@ func (r *Receiver) dropCreatedSlot(ctx context.Context) error {
 	if !r.created {
 		return nil
 	}
-	conn, err := r.o.Connect(ctx)
-	if err == nil {
-		err = errors.Join(conn.DropSlot(ctx, r.o.Slot), conn.Close(ctx))
-	}
-	if err != nil {
+	if err := r.dropSlot(ctx); err != nil {
 		r.log.Error("cannot drop the slot that this run made: drop it by hand, or it retains WAL on the server", "slot", r.o.Slot, "error", err.Error())
 		return nil
 	}
-	r.created = false
+	r.created, r.slotSeen = false, false
 	r.log.Info("dropped the replication slot that this run had made", "slot", r.o.Slot)
 	return nil
+}
+
+// dropSlot drops our slot on a connection of its own. The server may need a
+// moment to notice that the stream which used it has ended.
+func (r *Receiver) dropSlot(ctx context.Context) error {
+	conn, err := r.o.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		// The good-bye of a connection that is no longer needed.
+		_ = conn.Close(ctx)
+	}()
+	for range 10 {
+		if err = conn.DropSlot(ctx, r.o.Slot); !errors.Is(err, replication.ErrSlotActive) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(200 * time.Millisecond):
+		}
+	}
+	return err
 }

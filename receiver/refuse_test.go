@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
 )
@@ -186,6 +187,42 @@ func TestSlotIsMadeOnlyWhereItHelps(t *testing.T) {
 			}
 			if _, ok := fresh.Slot(slotName); ok == gone {
 				t.Errorf("gone=%v: slot exists = %v", gone, ok)
+			}
+		})
+	}
+}
+
+// TestLostSlot: the server has invalidated the slot; its WAL may be there.
+func TestLostSlot(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, fakepg.Options{Version: "18.1"})
+			w.srv.FillTo(3 * mb)
+			w.run(time.Second)
+			lost := true
+			w.srv.OnCommand(func(sql string) error {
+				if strings.HasPrefix(sql, "DROP_REPLICATION_SLOT") {
+					lost = false
+				}
+				if lost && strings.HasPrefix(sql, "START_REPLICATION SLOT") {
+					return &replication.ServerError{Severity: "ERROR", SQLSTATE: "55000", Routine: "ReplicationSlotAcquire", Message: "can no longer access replication slot"}
+				}
+				return nil
+			})
+			w.srv.FillTo(8 * mb)
+			if gone {
+				w.srv.RemoveWALBefore(6 * mb)
+				if err := w.refused(); !errors.Is(err, ErrGap) {
+					t.Errorf("Run = %v", err)
+				}
+				return
+			}
+			w.run(20 * time.Second)
+			if got := w.checkArchive(1); got != 8*mb {
+				t.Errorf("the archive ends at %s", got)
+			}
+			if lost {
+				t.Error("the slot was not made anew")
 			}
 		})
 	}

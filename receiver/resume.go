@@ -28,6 +28,7 @@ func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotSt
 	if s.Exists && s.Type != "physical" {
 		return slotState{}, fmt.Errorf("%w: replication slot %q is a %s slot; choose another name", ErrServer, r.o.Slot, s.Type)
 	}
+	r.slotSeen = s.Exists
 	return slotState{exists: s.Exists, restart: s.RestartLSN}, nil
 }
 
@@ -91,6 +92,31 @@ func (r *Receiver) tryWithoutSlot(ctx context.Context, conn *replication.Conn) e
 		b.Release()
 		return nil
 	}
+}
+
+// replaceLost makes the slot anew after the server has invalidated it. A lost
+// slot is no proof that WAL is gone: only when the server still has what
+// follows what we hold is it replaced; it retains nothing any more, so that
+// nothing is given up by dropping it.
+func (r *Receiver) replaceLost(ctx context.Context) error {
+	conn, err := r.o.Connect(ctx)
+	if err != nil {
+		return err
+	}
+	if err := r.tryWithoutSlot(ctx, conn); err != nil {
+		return err
+	}
+	r.log.Warn("the server has invalidated the replication slot, and still has all WAL that follows what we hold: making the slot anew", "slot", r.o.Slot)
+	if err := r.dropSlot(ctx); err != nil {
+		return err
+	}
+	if conn, err = r.o.Connect(ctx); err != nil {
+		return err
+	}
+	if err := errors.Join(r.createSlot(ctx, conn), conn.Close(ctx)); err != nil {
+		return err
+	}
+	return fmt.Errorf("the slot was made anew: %w", errNextStart)
 }
 
 // gapOr turns the server's "already been removed" into a gap, when that is
@@ -185,7 +211,12 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 // else would be a silent gap.
 func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) (segment.Position, bool, error) {
 	if !held {
-		return r.archive.RunEnd(ctx, r.history, r.size, near)
+		p, ok, err := r.archive.RunEnd(ctx, r.history, r.size, near)
+		if err != nil {
+			return p, ok, &archiveError{err}
+		}
+		r.asking.Over()
+		return p, ok, nil
 	}
 	short, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()

@@ -131,6 +131,8 @@ func (r *Receiver) inspect(ctx context.Context, conn *replication.Conn) (server,
 		return s, err
 	}
 	r.watch.saw(names)
+	r.watch.follow(conn.Config())
+	r.server = s.system.Flush // what this server has announced
 	return s, nil
 }
 
@@ -180,7 +182,11 @@ func (r *Receiver) admit(ctx context.Context, s server) error {
 // what the spool is for, and the uploader claims before it writes.
 func (r *Receiver) claim(ctx context.Context, id spool.Identity) error {
 	if len(r.held) == 0 && !r.resolved {
-		return r.archive.Claim(ctx, id)
+		if err := r.archive.Claim(ctx, id); err != nil {
+			return &archiveError{err}
+		}
+		r.asking.Over()
+		return nil
 	}
 	short, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()

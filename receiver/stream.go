@@ -20,6 +20,9 @@ const stopPatience = 5 * time.Second
 // reception pauses: the disk is slower than the server.
 const sealsWaiting = 2
 
+// fullReminder is how often a spool that fills again and again is told.
+const fullReminder = 10 * time.Minute
+
 // streaming is one stream's state. Its loop is the only goroutine that writes
 // into the spool, and the only one that speaks to the server.
 type streaming struct {
@@ -58,7 +61,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 		}
 	}
 	if st.s, err = conn.StartReplication(ctx, r.o.Slot, from); err != nil {
-		return r.startFailed(err, from)
+		return r.startFailed(ctx, err, from)
 	}
 	defer func() {
 		// Everything that matters was said before; the connection may be gone.
@@ -73,12 +76,15 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 }
 
 // startFailed makes sense of a refused START_REPLICATION.
-func (r *Receiver) startFailed(err error, from segment.Position) error {
+func (r *Receiver) startFailed(ctx context.Context, err error, from segment.Position) error {
 	if end, ok := replication.IsEndOfTimeline(err); ok {
 		if switchErr := r.switchTo(end.At, end.Next); switchErr != nil {
 			return switchErr
 		}
 		return end
+	}
+	if errors.Is(err, replication.ErrSlotLost) && !r.fresh {
+		return r.replaceLost(ctx)
 	}
 	if errors.Is(err, replication.ErrSlotMissing) {
 		// PostgreSQL 14 where no ordinary connection could ask: now it is known.
@@ -284,7 +290,10 @@ func (st *streaming) open() (paused bool, err error) {
 	}
 	if st.full {
 		st.full = false
-		r.log.Info("the spool has room again; receiving")
+		if r.toldFull {
+			r.toldFull = false
+			r.log.Info("the spool has room again; receiving")
+		}
 	}
 	r.seg = g
 	return false, nil
@@ -306,12 +315,17 @@ func (st *streaming) nowFull(err error) {
 		return
 	}
 	st.full = true
-	used, limit := st.r.spool.Used()
-	attrs := []any{"used", used, "limit", limit, "archive_failing", st.r.uploader.Failing()}
+	r := st.r
+	if time.Since(r.fullSince) < fullReminder {
+		return // it fills as fast as it is emptied: told already
+	}
+	r.fullSince, r.toldFull = time.Now(), true
+	used, limit := r.spool.Used()
+	attrs := []any{"used", used, "limit", limit, "archive_failing", r.uploader.Failing()}
 	if err != nil {
 		attrs = append(attrs, "error", err.Error())
 	}
-	st.r.log.Warn("the spool is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
+	r.log.Warn("the spool is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
 		"nothing is lost as long as the server has room", attrs...)
 }
 

@@ -18,7 +18,8 @@ type watcher struct {
 	changed chan struct{}
 
 	mu        sync.Mutex
-	standby   bool // we are named in synchronous_standby_names
+	config    *replication.Config // of the server that is streamed from; nil before the first
+	standby   bool                // we are named in synchronous_standby_names
 	goingDown bool
 }
 
@@ -39,7 +40,7 @@ func (r *Receiver) startWatch(ctx context.Context) (stop func()) {
 				return
 			case <-ticker.C:
 			}
-			r.watch.look(ctx, r.o.Connect, r.o.WatchInterval)
+			r.watch.look(ctx, r.o.WatchInterval)
 		}
 	})
 	return func() {
@@ -49,10 +50,16 @@ func (r *Receiver) startWatch(ctx context.Context) (stop func()) {
 }
 
 // look asks once. A server that cannot be asked leaves what is known as it is.
-func (w *watcher) look(ctx context.Context, connect func(context.Context) (*replication.Conn, error), patience time.Duration) {
+func (w *watcher) look(ctx context.Context, patience time.Duration) {
+	w.mu.Lock()
+	config := w.config
+	w.mu.Unlock()
+	if config == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	conn, err := connect(ctx)
+	conn, err := replication.Connect(ctx, config)
 	if err != nil {
 		var se *replication.ServerError
 		down := errors.As(err, &se) && se.SQLSTATE == "57P03" && strings.Contains(se.Message, "shutting down")
@@ -66,6 +73,14 @@ func (w *watcher) look(ctx context.Context, connect func(context.Context) (*repl
 	if names, err := conn.Show(ctx, "synchronous_standby_names"); err == nil {
 		w.saw(names)
 	}
+}
+
+// follow names the server to be asked: the one that is streamed from, where
+// several hosts are given.
+func (w *watcher) follow(config *replication.Config) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.config = config
 }
 
 // saw takes the server's synchronous_standby_names.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"syscall"
@@ -78,7 +79,7 @@ func (a *testArchive) RunEnd(_ context.Context, h segment.History, size segment.
 	return end, end.LSN != 0, nil
 }
 
-func (a *testArchive) Segment(_ context.Context, n segment.Name, _ segment.Size) ([]byte, error) {
+func (a *testArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.down != nil {
@@ -88,7 +89,7 @@ func (a *testArchive) Segment(_ context.Context, n segment.Name, _ segment.Size)
 	if !ok {
 		return nil, fmt.Errorf("%s is not in the archive", n)
 	}
-	return b, nil
+	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
 // carrier is an uploader: it moves whole segments into a testArchive while it

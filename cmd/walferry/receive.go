@@ -167,7 +167,9 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 	}
 	if err == nil && ctx.Err() == nil {
 		// The end position: done means that it is in the archive.
-		err = up.Drain(work)
+		if err = up.Drain(work); ctx.Err() != nil {
+			err = nil // told to stop while waiting
+		}
 	}
 	cancel(nil)
 	shipping.Wait()
@@ -177,8 +179,8 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 
 // sayGoodbye says what is left on the server, and how to be rid of it.
 func sayGoodbye(s receiveSettings, sum receiver.Summary, up *uploader.Uploader) {
-	if sum.ServerEnd == 0 {
-		s.Log.Info(fmt.Sprintf("stopped before anything was received; if slot %q exists on the server it retains WAL there; drop it with: walferry slot drop %s", s.Slot, s.Slot))
+	if sum.ServerEnd == 0 || !sum.SlotExists {
+		s.Log.Info("stopped before anything was received")
 		return
 	}
 	retained := "all WAL from its restart_lsn on"
@@ -208,15 +210,9 @@ func (v archiveView) Claim(ctx context.Context, id spool.Identity) error {
 	return err
 }
 
-// Segment reads a whole archived segment.
-func (v archiveView) Segment(ctx context.Context, n segment.Name, size segment.Size) ([]byte, error) {
-	o, err := v.Open(ctx, n.String())
-	if err != nil {
-		return nil, err
-	}
-	all := make([]byte, size)
-	_, err = io.ReadFull(o, all)
-	return all, errors.Join(err, o.Close())
+// Segment opens an archived segment.
+func (v archiveView) Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error) {
+	return v.Open(ctx, n.String())
 }
 
 // slotPosition asks an ordinary connection where a slot is.
