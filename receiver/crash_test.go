@@ -19,16 +19,16 @@ import (
 // spool's disk after the other, and fails one after the other: whatever was
 // reported as flushed until then is on the disk (invariant 1).
 func TestReportedFlushSurvivesAPowerCut(t *testing.T) {
-	for _, fail := range []bool{false, true} {
+	for _, mode := range []struct{ fail, synchronous bool }{{false, true}, {true, true}, {false, false}} {
 		step := 5
 		if os.Getenv("WALFERRY_FULL") != "" {
 			step = 1
 		}
 		for op := 1; ; op += step {
 			reached := false
-			synctest.Test(t, func(t *testing.T) { reached = powerCut(t, op, fail) })
+			synctest.Test(t, func(t *testing.T) { reached = powerCut(t, op, mode.fail, mode.synchronous) })
 			if t.Failed() {
-				t.Fatalf("operation %d, fail=%v", op, fail)
+				t.Fatalf("operation %d, %+v", op, mode)
 			}
 			if !reached {
 				if op < 20 {
@@ -40,13 +40,16 @@ func TestReportedFlushSurvivesAPowerCut(t *testing.T) {
 	}
 }
 
-// powerCut runs a receiver that is a synchronous standby until the power goes.
-// It reports whether the run was long enough to reach the operation.
-func powerCut(t *testing.T, op int, fail bool) bool {
+// powerCut runs a receiver until the power goes: one that is a synchronous
+// standby with a store that is away, or one whose hold lasts. It reports
+// whether the run was long enough to reach the operation.
+func powerCut(t *testing.T, op int, fail, synchronous bool) bool {
 	disk := crashfs.New(uint64(op))
 	w := newWorld(t, fakepg.Options{})
 	w.fs, w.dir = disk, "/spool"
-	w.srv.Set("synchronous_standby_names", "walferry")
+	if synchronous {
+		w.srv.Set("synchronous_standby_names", "walferry")
+	}
 	w.options.NoLoop = !fail
 	end, _ := w.start(0)
 	if fail {
@@ -55,13 +58,17 @@ func powerCut(t *testing.T, op int, fail bool) bool {
 		disk.StopAt(op)
 	}
 	begin := disk.Ops()
-	w.carrier.stall()
-	for range 12 {
+	if synchronous {
+		w.carrier.stall()
+	}
+	for i := range 12 {
 		w.srv.FillTo(w.srv.End() + 130_000)
 		if w.srv.End() > 2*mb && w.srv.End() < 2*mb+130_000 {
 			w.srv.WAL().SwitchSegment(1)
 		}
-		time.Sleep(2 * time.Second)
+		if i%2 == 0 {
+			time.Sleep(2 * time.Second)
+		}
 	}
 	settle()
 	ops := disk.Ops() - begin
@@ -81,11 +88,11 @@ func powerCut(t *testing.T, op int, fail bool) bool {
 	if err != nil {
 		t.Fatal(err)
 	}
-	got := mb
+	got := max(mb, w.checkArchive(1))
 	for _, g := range sp.Segments() {
 		to := min(g.End(), flush)
-		if to <= g.Start() {
-			break
+		if to <= got {
+			continue
 		}
 		b := make([]byte, to-g.Start())
 		if err := g.ReadAt(b, g.Start()); err != nil {
@@ -110,8 +117,11 @@ func powerCut(t *testing.T, op int, fail bool) bool {
 	w.srv.FillTo(w.srv.End() + 500_000)
 	time.Sleep(time.Minute)
 	settle()
-	if s := w.lastStatus(); s.Flush != w.srv.End() {
-		t.Errorf("after the crash: flush %s, the server ends at %s", s.Flush, w.srv.End())
+	if s := w.lastStatus(); s.Write != w.srv.End() {
+		t.Errorf("after the crash: write %s, the server ends at %s", s.Write, w.srv.End())
+	}
+	if left := w.sp.Segments(); len(left) != 1 {
+		t.Errorf("after the crash: %d segments are left in the spool, want the open one", len(left))
 	}
 	if got := w.checkArchive(1); got != w.srv.WAL().Size().Start(w.srv.End()) {
 		t.Errorf("after the crash: the archive ends at %s, the server at %s", got, w.srv.End())

@@ -137,15 +137,22 @@ func (f *feedback) status(st *streaming, now time.Time) replication.Status {
 // or, while the hold lasts, shipped, so that even the loss of this host leaves
 // no gap.
 func (st *streaming) flushLSN() segment.LSN {
+	shipped, _ := st.r.shippedHere()
+	if st.holding() {
+		return shipped
+	}
+	return max(st.r.spooled, shipped)
+}
+
+// holding reports whether the hold lasts: no commit waits for us, storage
+// works, the server is not shutting down, and less than the hold is on this
+// host alone.
+func (st *streaming) holding() bool {
 	r := st.r
 	shipped, ok := r.shippedHere()
-	spooled := max(r.spooled, shipped)
-	if !ok || r.o.Hold <= 0 || spooled-shipped >= segment.LSN(r.o.Hold) ||
-		r.watch.waiting() || r.watch.shuttingDown() || st.feedback.draining() ||
-		r.uploader.Failing() || r.uploader.Stopped() != nil {
-		return spooled
-	}
-	return shipped
+	return ok && r.o.Hold > 0 && max(r.spooled, shipped)-shipped < segment.LSN(r.o.Hold) &&
+		!r.watch.waiting() && !r.watch.shuttingDown() && !st.feedback.draining() &&
+		!r.uploader.Failing() && r.uploader.Stopped() == nil
 }
 
 // shippedHere returns the shipped position on the current timeline: what is

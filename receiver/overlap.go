@@ -114,11 +114,28 @@ func (r *Receiver) lastHeldRecord(ctx context.Context) (*lastRecord, error) {
 		return nil, fmt.Errorf("reading segment %s, to compare it: %w", n, err)
 	}
 	if len(at) == 0 {
+		if err := r.checkPages(ctx, n); err != nil {
+			return nil, err
+		}
 		// One record fills it from an earlier segment on: nothing begins here.
 		r.log.Warn("no record begins in the last segment that we hold; going on without the comparison", "segment", n.String())
 		return nil, nil
 	}
 	return &lastRecord{at: at}, nil
+}
+
+// checkPages makes sure that a segment that we hold is WAL at all.
+func (r *Receiver) checkPages(ctx context.Context, n segment.Name) error {
+	held, err := r.heldSegment(ctx, n)
+	if err != nil {
+		return err
+	}
+	check := segment.NewPageChecker(segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
+	_, err = io.Copy(check, io.NewSectionReader(held, 0, int64(r.size)))
+	if err = errors.Join(err, check.Close(), held.Close()); err != nil {
+		return fmt.Errorf("%w: segment %s, behind which the stream would go on, is not this cluster's WAL: %w", ErrConflict, n, err)
+	}
+	return nil
 }
 
 // behindUnproved reports whether a comparison by xl_prev is still open: until

@@ -202,6 +202,9 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if err := r.settleOld(); err != nil {
 		return err
 	}
+	if err := r.dropRemains(ctx, archived); err != nil {
+		return err
+	}
 	r.log.Info("resuming", "position", r.pos.String())
 	return nil
 }
@@ -308,6 +311,30 @@ func (r *Receiver) childHeld(t segment.Timeline) bool {
 		}
 	}
 	return false
+}
+
+// dropRemains removes partials of segments that the archive has whole: remains
+// of a segment that left the spool before it was sealed, when the power went
+// before the removal was durable.
+func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) error {
+	for _, g := range r.held {
+		n := g.Name()
+		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || r.history.Owner(g.Start()) != n.Timeline {
+			continue
+		}
+		body, err := r.archive.Segment(ctx, n)
+		if err != nil {
+			return &archiveError{err}
+		}
+		if err := body.Close(); err != nil {
+			return &archiveError{err}
+		}
+		r.log.Info("removing what is left of a segment that the archive has", "segment", n.String())
+		if err := r.spool.Drop(g); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // settleOld ends, in the spool, the timelines that ended before the resume

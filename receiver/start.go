@@ -218,13 +218,6 @@ func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s s
 	if err != nil {
 		return fmt.Errorf("%w: %w", ErrServer, err)
 	}
-	for i, a := range h.Ancestors {
-		child := t
-		if i+1 < len(h.Ancestors) {
-			child = h.Ancestors[i+1].Timeline
-		}
-		r.uploader.Switch(a.Timeline, a.At, child)
-	}
 	if err := r.spool.PutHistory(t, content); err != nil {
 		return err
 	}
@@ -242,6 +235,13 @@ func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s s
 		if err := r.spool.PutHistory(a.Timeline, content); err != nil {
 			return err
 		}
+	}
+	for i, a := range h.Ancestors {
+		child := t
+		if i+1 < len(h.Ancestors) {
+			child = h.Ancestors[i+1].Timeline
+		}
+		r.uploader.Switch(a.Timeline, a.At, child)
 	}
 	r.history = h
 	return nil

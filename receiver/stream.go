@@ -16,9 +16,20 @@ import (
 // stopPatience bounds the good-bye of a stream that was asked to end.
 const stopPatience = 5 * time.Second
 
-// sealsWaiting is how many full segments may wait for their fsync before
-// reception pauses: the disk is slower than the server.
-const sealsWaiting = 2
+const (
+	// lazySync is how long bytes may wait for their fsync while the hold
+	// lasts. What is reported then is what the archive has, and a segment that
+	// is shipped within this time never has to reach the disk at all.
+	lazySync = time.Second
+	// lazyBytes is how much may wait so, in full segments; one is always let.
+	lazyBytes = 64 << 20
+	// sealsWaiting is how many full segments more may wait before reception
+	// pauses: the disk is slower than the server.
+	sealsWaiting = 2
+)
+
+// lazySeals is how many full segments may wait for their fsync in the hold.
+func (r *Receiver) lazySeals() int { return max(1, lazyBytes/int(r.size)) }
 
 // fullReminder is how often a spool that fills again and again is told.
 const fullReminder = 10 * time.Minute
@@ -38,12 +49,13 @@ type streaming struct {
 	message int                // index of the message in it
 	rest    []byte             // of that message's data
 
-	name     string // of the server, for messages
-	flows    bool   // everything held was compared, and something came behind it
-	full     bool   // the spool has no room for the next segment
-	dirty    bool   // bytes were written since the last sync began
-	feedback feedback
-	scratch  []byte
+	name       string // of the server, for messages
+	flows      bool   // everything held was compared, and something came behind it
+	full       bool   // the spool has no room for the next segment
+	dirty      bool   // bytes were written since the last sync began
+	dirtySince time.Time
+	feedback   feedback
+	scratch    []byte
 }
 
 // stream starts replication and works until it ends. nil means that Run's
@@ -114,7 +126,7 @@ func (st *streaming) run(ctx context.Context) error {
 		if err := st.feedback.send(st, time.Now()); err != nil {
 			return st.gone(err)
 		}
-		timer.Reset(time.Until(st.feedback.next(time.Now())))
+		timer.Reset(time.Until(st.nextSync(st.feedback.next(time.Now()))))
 
 		batches := st.s.Batches()
 		if st.batch != nil {
@@ -266,7 +278,7 @@ func (st *streaming) takePage() error {
 // open begins the segment at the cursor, unless the spool or its disk is full.
 func (st *streaming) open() (paused bool, err error) {
 	r := st.r
-	if len(st.disk.queue) >= sealsWaiting {
+	if len(st.disk.queue) >= r.lazySeals()+sealsWaiting {
 		return true, nil
 	}
 	n := r.size.Name(r.pos.Timeline, st.cursor)
@@ -335,7 +347,9 @@ func (st *streaming) nowFull(err error) {
 func (st *streaming) store(p []byte) error {
 	r, at := st.r, st.cursor
 	if !r.seg.Sealed() {
-		st.dirty = true
+		if !st.dirty {
+			st.dirty, st.dirtySince = true, time.Now()
+		}
 		if err := r.seg.WriteAt(p, at); err != nil {
 			if errors.Is(err, spool.ErrConflict) {
 				return fmt.Errorf("%w (we hold WAL up to %s): %w", ErrConflict, r.pos, err)
@@ -388,20 +402,54 @@ func (st *streaming) close() error {
 		return nil
 	}
 	st.dirty = false // the seal syncs it
-	st.disk.queue = append(st.disk.queue, g)
+	st.disk.queue = append(st.disk.queue, fullSegment{g, time.Now()})
 	return nil
 }
 
-// sync gives the disk its next work: a seal that waits, else, as soon as
-// nothing more is queued, one fsync for all that was written.
+// sync gives the disk its next work, when it is due: a seal that waits, else,
+// as soon as nothing more is queued, one fsync for all that was written.
 func (st *streaming) sync() {
+	st.forgetShipped()
+	lazy := st.holding()
 	switch {
 	case st.disk.busy:
 	case len(st.disk.queue) > 0:
-		st.disk.start(st.disk.queue[0], true)
-	case st.dirty && st.r.seg != nil && len(st.s.Batches()) == 0 && (st.batch == nil || st.full):
+		first := st.disk.queue[0]
+		if !lazy || len(st.disk.queue) > st.r.lazySeals() || time.Since(first.since) >= lazySync {
+			st.disk.start(first.Segment, true)
+		}
+	case st.dirty && st.r.seg != nil && (lazy && time.Since(st.dirtySince) >= lazySync ||
+		!lazy && len(st.s.Batches()) == 0 && (st.batch == nil || st.full)):
 		st.dirty = false
 		st.disk.start(st.r.seg, false)
+	}
+}
+
+// nextSync returns when bytes that wait for their fsync have waited long
+// enough; late when none do.
+func (st *streaming) nextSync(late time.Time) time.Time {
+	switch {
+	case st.disk.busy:
+		return late
+	case len(st.disk.queue) > 0:
+		return st.disk.queue[0].since.Add(lazySync)
+	case st.dirty:
+		return st.dirtySince.Add(lazySync)
+	}
+	return late
+}
+
+// forgetShipped takes those segments from the queue that the archive has
+// already: they need no fsync.
+func (st *streaming) forgetShipped() {
+	shipped, ok := st.r.shippedHere()
+	if !ok || st.disk.busy {
+		return // the one in work is the first of the queue
+	}
+	for len(st.disk.queue) > 0 && st.disk.queue[0].End() <= shipped && st.disk.queue[0].Name().Timeline == st.r.pos.Timeline {
+		st.disk.queue = st.disk.queue[1:]
+		st.r.spooled = max(st.r.spooled, shipped)
+		st.feedback.due = true // a report at each segment's end
 	}
 }
 
@@ -474,7 +522,7 @@ func (st *streaming) flush(ctx context.Context) error {
 			st.dirty = false
 			st.disk.start(st.r.seg, false)
 		} else if !st.disk.busy {
-			st.disk.start(st.disk.queue[0], true)
+			st.disk.start(st.disk.queue[0].Segment, true)
 		}
 		select {
 		case res := <-st.disk.done:
@@ -499,7 +547,7 @@ func (st *streaming) shutDisk() error {
 		err = st.synced(<-st.disk.done)
 	}
 	for err == nil && len(st.disk.queue) > 0 {
-		st.disk.start(st.disk.queue[0], true)
+		st.disk.start(st.disk.queue[0].Segment, true)
 		err = st.synced(<-st.disk.done)
 	}
 	st.disk.stop()

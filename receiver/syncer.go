@@ -1,6 +1,9 @@
 package receiver
 
 import (
+	"errors"
+	"time"
+
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/spool"
 )
@@ -8,12 +11,18 @@ import (
 // syncer does the fsyncs beside the loop, one at a time, so that a slow disk
 // keeps nobody from answering the server.
 type syncer struct {
-	queue []*spool.Segment // full segments that wait to be sealed, in order
-	busy  bool             // a request is under way; its result comes on done
+	queue []fullSegment // that wait to be sealed, in order
+	busy  bool          // a request is under way; its result comes on done
 
 	requests chan syncRequest
 	done     chan syncResult
 	ended    chan struct{}
+}
+
+// fullSegment is a segment that has all its bytes and is not sealed.
+type fullSegment struct {
+	*spool.Segment
+	since time.Time
 }
 
 type syncRequest struct {
@@ -44,9 +53,13 @@ func (req syncRequest) do() syncResult {
 	if req.seal {
 		res.err = req.seg.Seal()
 		res.durable = req.seg.Written()
-		return res
+	} else {
+		res.durable, res.err = req.seg.Sync()
 	}
-	res.durable, res.err = req.seg.Sync()
+	if errors.Is(res.err, spool.ErrDropped) {
+		// The uploader was faster: the archive has it, which is more.
+		res.durable, res.err = req.seg.End(), nil
+	}
 	return res
 }
 

@@ -143,8 +143,8 @@ func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
 		c.ar.segments[g.Name()] = b.Bytes()
 	}
 	c.ar.mu.Unlock()
-	if err := c.sp.Drop(g); err != nil && ctx.Err() == nil {
-		panic(err)
+	if err := c.sp.Drop(g); err != nil {
+		return // the disk has failed: the next run finds it again
 	}
 	c.mu.Lock()
 	if g.Name().Timeline == c.shipped.Timeline && g.Start() <= c.shipped.LSN && end > c.shipped.LSN {

@@ -130,6 +130,8 @@ func streamError(e *ServerError, copying bool) error {
 		}
 	case "XX000":
 		switch {
+		case e.Routine == "CheckXLogRemoved": // no file was looked for, so that errno gives no SQLSTATE
+			return &taggedError{ErrWALRemoved, e}
 		case e.Routine == "tliSwitchPoint":
 			return &taggedError{ErrNotInHistory, e}
 		case e.Routine == "StartReplication" && !copying:

@@ -39,6 +39,7 @@ func TestPassing(t *testing.T) {
 		{server("XX000", "StartReplication", true), false},
 		{server("XX000", "StartReplication", false), false},
 		{server("XX000", "tliSwitchPoint", false), false},
+		{server("XX000", "CheckXLogRemoved", true), false}, // a gap, whatever the SQLSTATE
 		{server("XX000", "elsewhere", true), true},
 		{server("42704", "ReplicationSlotAcquire", false), false},
 		{server("42601", "", false), false},

@@ -24,7 +24,7 @@ type frame interface {
 }
 
 // encode reads seg as it fills and returns its encoded form. It returns when
-// the segment is whole (sealed), or has been finished at the end of its
+// the segment is whole, sealed or not, or has been finished at the end of its
 // timeline: then zeros follow up to the segment size. Any error but ctx's
 // means that the segment was given up.
 func (u *Uploader) encode(ctx context.Context, seg *spool.Segment, size segment.Size, coder *codec.Encoders) (frame, error) {
@@ -84,7 +84,7 @@ func (e *readError) Unwrap() error { return e.err }
 func (p *padded) Read(b []byte) (int, error) {
 	if p.left == 0 {
 		if !p.eof {
-			// Wait for the seal: only then may the segment leave the spool.
+			// The segment must end here, too.
 			n, err := p.r.Read(make([]byte, 1))
 			if err != io.EOF {
 				return 0, &readError{fmt.Errorf("%d bytes behind the segment's end: %w", n, err)}

@@ -24,6 +24,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 
@@ -74,6 +75,7 @@ type Uploader struct {
 	log     *slog.Logger
 	trouble *patience.Trouble
 	changed chan struct{} // capacity 1: something a caller may wait for has changed
+	news    chan struct{} // capacity 1: there may be a history that is not stored
 
 	taking turn // one Take at a time, so that queue is in the spool's order
 
@@ -85,7 +87,9 @@ type Uploader struct {
 	histories map[segment.Timeline]bool
 
 	mu       sync.Mutex
-	queue    []*item // taken and not yet dropped, in the spool's order
+	queue    []*item          // taken and not yet dropped, in the spool's order
+	base     segment.Position // end of the archive's run when it was asked
+	baseSet  bool
 	front    segment.Position
 	frontSet bool
 	stored   map[segment.Name]segment.LSN // stored ends that front has not passed yet
@@ -131,6 +135,7 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 		spool: sp, archive: ar, o: o, log: o.Log,
 		trouble:   patience.New(o.Log, "write to the archive"),
 		changed:   make(chan struct{}, 1),
+		news:      make(chan struct{}, 1),
 		taking:    make(turn, 1),
 		claiming:  make(turn, 1),
 		sending:   make(turn, 1),
@@ -156,6 +161,11 @@ func (u *Uploader) Run(ctx context.Context) error {
 			}
 		})
 	}
+	wg.Go(func() {
+		if err := u.workHistories(ctx); err != nil {
+			cancel(err)
+		}
+	})
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -215,15 +225,14 @@ func (u *Uploader) claim(ctx context.Context) (*codec.Encoders, error) {
 	return u.coder, nil
 }
 
-// Base tells that the archive holds everything before p gaplessly: the shipped
-// position counts from there. Called by whoever proved it, on each start.
+// Base tells that the archive has segments without a gap up to p: the shipped
+// position counts from there. Called by whoever found it, on each start. What
+// the spool still holds before p counts only when it was compared: an object
+// of the right name may hold other WAL.
 func (u *Uploader) Base(p segment.Position) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.frontSet && u.front.Timeline == p.Timeline && u.front.LSN >= p.LSN {
-		return
-	}
-	u.front, u.frontSet = p, true
+	u.base, u.baseSet = p, true
 	u.advance()
 }
 
@@ -233,6 +242,10 @@ func (u *Uploader) Switch(t segment.Timeline, at segment.LSN, child segment.Time
 	defer u.mu.Unlock()
 	u.switches[t] = switchpoint{at, child}
 	u.advance()
+	select {
+	case u.news <- struct{}{}: // the child's history is in the spool
+	default:
+	}
 }
 
 // Shipped returns the end of the gapless run in the archive; ok is false while
@@ -294,7 +307,7 @@ func (u *Uploader) Drain(ctx context.Context) error {
 // waiting reports whether the spool has a segment that is whole.
 func (u *Uploader) waiting() bool {
 	for _, g := range u.spool.Segments() {
-		if _, ended := g.Finished(); ended || g.Sealed() {
+		if _, ended := g.Finished(); ended || g.Sealed() || g.Advanced() == g.End() {
 			return true
 		}
 	}
@@ -340,6 +353,40 @@ func (u *Uploader) work(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// workHistories stores history files as soon as they are known: a standby that
+// is fed from the archive follows a promotion only when it finds its history,
+// and the first whole segment may be long in coming.
+func (u *Uploader) workHistories(ctx context.Context) error {
+	for {
+		if _, bound := u.spool.Identity(); bound && len(u.spool.Histories()) > 0 {
+			err := u.storeHistories(ctx)
+			switch {
+			case ctx.Err() != nil:
+				return nil
+			case errors.Is(err, archive.ErrConflict):
+				u.stop(err)
+			case err != nil && final(err):
+				return err
+			case err != nil:
+				u.log.Error("cannot store a timeline history", "error", err.Error())
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-u.news:
+		}
+	}
+}
+
+func (u *Uploader) storeHistories(ctx context.Context) error {
+	coder, err := u.claim(ctx)
+	if err != nil {
+		return err
+	}
+	return u.shipHistories(ctx, segment.Timeline(math.MaxUint32), coder.Method())
 }
 
 func (u *Uploader) take(ctx context.Context) (*item, error) {
@@ -411,6 +458,9 @@ func (u *Uploader) finish(it *item) {
 			u.log.Error("cannot remove a shipped segment from the spool; the next start tries again", "segment", d.seg.Name().String(), "error", err.Error())
 		}
 	}
+	u.mu.Lock()
+	u.advance() // what has left the spool no longer bounds the base
+	u.mu.Unlock()
 	u.notify()
 }
 
@@ -425,7 +475,7 @@ func (u *Uploader) droppable() (drop []*item) {
 		case it.stored:
 			drop = append(drop, it)
 			u.queue = slices.Delete(u.queue, i, i+1)
-		case ended || it.seg.Sealed():
+		case ended || it.seg.Sealed() || it.seg.Advanced() == it.seg.End():
 			return drop
 		default:
 			i++
@@ -440,8 +490,23 @@ func (u *Uploader) forget(it *item) {
 	u.queue = slices.DeleteFunc(u.queue, func(o *item) bool { return o == it })
 }
 
-// advance moves front over the stored segments that join it. u.mu is held.
+// advance moves front up to the base as far as the spool holds nothing before
+// it that was not compared, and over the stored segments that join it. u.mu is
+// held.
 func (u *Uploader) advance() {
+	if u.baseSet {
+		limit := u.base
+		for _, g := range u.spool.Segments() {
+			_, ended := g.Finished()
+			if whole := ended || g.Advanced() == g.End(); whole && g.Start() < limit.LSN {
+				limit = segment.Position{Timeline: g.Name().Timeline, LSN: g.Start()}
+			}
+		}
+		if !u.frontSet || u.front.LSN < limit.LSN || u.front.LSN == limit.LSN && u.front.Timeline < limit.Timeline {
+			u.front, u.frontSet = limit, true
+		}
+		u.baseSet = u.front.LSN < u.base.LSN
+	}
 	for u.frontSet && u.size != 0 {
 		if s, ok := u.switches[u.front.Timeline]; ok && u.front.LSN >= s.at {
 			u.front = segment.Position{Timeline: s.child, LSN: s.at}

@@ -135,7 +135,7 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 	ar := archive.New(store, archive.Options{Log: s.Log, SingleReceiver: s.SingleReceiver})
 	up := uploader.New(sp, ar, uploader.Options{
 		Method: s.Compress, Follow: !s.CompressGiven,
-		Buffers: codec.NewBuffers(frameMemory, s.SpoolDir), Log: s.Log,
+		Buffers: codec.NewBuffers(frameMemory, s.SpoolDir), Log: s.Log.With("archive", ar.String()),
 	})
 	rec := receiver.New(sp, archiveView{ar, up}, up, receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, s.Server) },
@@ -254,7 +254,7 @@ func receiveError(err error, s receiveSettings) error {
 		{segment.ErrForeignCluster, exitSafety, "one archive and one spool belong to one cluster: give this cluster a --store and a --spool of its own, or see whether -h and -p name the right server"},
 		{archive.ErrUnrecognised, exitSafety, "nothing there says whose WAL it is: give walferry an empty prefix, or one with a WAL-G backup of this cluster"},
 		{archive.ErrIdentity, exitSafety, "walferry_005/identity.json cannot be read by this version: use the walferry that wrote it, or another --store"},
-		{receiver.ErrGap, exitSafety, "the archive cannot be continued without a gap: take a new base backup into a new archive (another --store), or restore the server's WAL; the old archive restores up to where it ends"},
+		{receiver.ErrGap, exitSafety, "put the missing segments into the archive if anybody has them (an archive_command's directory, a standby's pg_wal), or begin a new archive with another --store and another --spool, and take a base backup; the old archive restores up to where it ends"},
 		{receiver.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; what was received is in the spool " + s.SpoolDir},

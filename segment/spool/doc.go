@@ -43,6 +43,8 @@
 //	            sync of the directory    SEG                              offered to the uploader. Promised.
 //	Finish      sync (as Sync)           SEG.partial up to the place      Finish again, with what the history file says
 //	Drop        remove                   SEG, or nothing                  SEG is offered again; the archive has the same content
+//	            (not sealed)             SEG.partial, torn, or nothing    found again; the receiver, which asks the archive
+//	                                                                      first, drops what lies in front of its end
 //
 // A failed sync of a file is final for the Segment: the kernel may have
 // dropped the bytes and forgotten that it did, so that a second sync would
@@ -51,6 +53,6 @@
 // the directory is final for the Spool: every promise fails until it has been
 // closed and opened again.
 //
-// A sealed segment is removed by Drop alone, when the caller knows that the
-// archive has it.
+// A segment is removed by Drop alone, when the caller knows that the archive
+// has it.
 package spool

@@ -445,10 +445,9 @@ func (g *Segment) closeFile() error {
 
 // Follow returns a reader of the segment from its start. It waits where the
 // bytes end that Advance let go, and reads on when there are more; io.EOF
-// comes when the segment is sealed, or where it was finished, so that then
-// Drop is allowed. Any number may be at work at once. Errors: ctx's, the one
-// that ended the Segment (ErrAbandoned among them), ErrDropped, ErrClosed,
-// ErrFinished.
+// comes at the segment's end, sealed or not, or where it was finished. Any
+// number may be at work at once. Errors: ctx's, the one that ended the Segment
+// (ErrAbandoned among them), ErrDropped, ErrClosed, ErrFinished.
 func (g *Segment) Follow(ctx context.Context) io.Reader {
 	pos := g.Start()
 	return readerFunc(func(p []byte) (int, error) {
@@ -480,7 +479,7 @@ func (g *Segment) await(ctx context.Context, pos segment.LSN) (segment.LSN, erro
 		}
 		g.mu.Lock()
 		st, err, to := g.state, g.err, g.advanced
-		if err == nil && to == pos && (st == open || st == held) && g.changed == nil {
+		if err == nil && to == pos && pos != g.End() && (st == open || st == held) && g.changed == nil {
 			g.changed = make(chan struct{})
 		}
 		changed := g.changed
@@ -492,7 +491,7 @@ func (g *Segment) await(ctx context.Context, pos segment.LSN) (segment.LSN, erro
 			return to, nil
 		case pos > to:
 			return 0, fmt.Errorf("reading segment %s at %s: %w, at %s", g.name, pos, ErrFinished, to)
-		case st == sealed || st == finished:
+		case st == sealed || st == finished || pos == g.End():
 			return 0, io.EOF
 		}
 		select {
@@ -552,16 +551,6 @@ func (g *Segment) shut(reason error) error {
 	g.file.Lock()
 	defer g.file.Unlock()
 	return g.closeFile()
-}
-
-// droppable returns the file's name when the segment may leave the spool.
-func (g *Segment) droppable() (string, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.state != sealed && g.state != finished {
-		return "", errors.New("it is neither sealed nor finished")
-	}
-	return g.nameOf(g.state), nil
 }
 
 // fileName returns the name of the segment's file at this moment.

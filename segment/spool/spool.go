@@ -371,11 +371,16 @@ func (s *Spool) Take(ctx context.Context) (*Segment, error) {
 	}
 }
 
-// Drop removes a sealed or finished segment's file. Only for what is known to
-// be in the archive: nothing here holds it afterwards. The removal itself is
-// not made durable; should it come undone, the segment is offered again. On an
-// error the segment is still held.
+// Drop removes a segment's file, in whatever state it is: only for one whose
+// bytes are known to be in the archive, since nothing here holds them
+// afterwards. Readers get ErrDropped, and so do a Sync or Seal that come
+// later: to be in the archive is more than they promise. It waits for one that
+// is under way. The removal itself is not made durable; should it come undone,
+// the segment is offered again, or its remains are found again as a partial.
+// On an error the segment is still held.
 func (s *Spool) Drop(g *Segment) error {
+	g.syncing.Lock()
+	defer g.syncing.Unlock()
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -384,11 +389,7 @@ func (s *Spool) Drop(g *Segment) error {
 	if s.segments[g.name] != g {
 		return fmt.Errorf("dropping segment %s: %w", g.name, ErrDropped)
 	}
-	file, err := g.droppable()
-	if err != nil {
-		return fmt.Errorf("dropping segment %s: %w", g.name, err)
-	}
-	if err := s.fs.Remove(s.path(file)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := s.fs.Remove(s.path(g.fileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("dropping segment %s: %w", g.name, err)
 	}
 	delete(s.segments, g.name)
@@ -396,7 +397,7 @@ func (s *Spool) Drop(g *Segment) error {
 	close(s.room)
 	s.room = make(chan struct{})
 	if err := g.shut(ErrDropped); err != nil {
-		// The file is gone and had been synced: nothing is lost by this.
+		// The file is gone, and the archive has its bytes: nothing is lost by this.
 		s.log.Warn("closing a segment that was dropped", "segment", g.name.String(), "error", err)
 	}
 	return nil
