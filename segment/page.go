@@ -13,7 +13,7 @@ const PageSize = 8192
 // What PageChecker and VerifiedRecords find, for errors.Is.
 var (
 	// ErrForeignCluster: the system identifier is another cluster's.
-	ErrForeignCluster = errors.New("wal of another cluster")
+	ErrForeignCluster = errors.New("WAL of another cluster")
 	// ErrSegmentSize: the cluster has, or the file has, another segment size.
 	ErrSegmentSize = errors.New("wrong WAL segment size")
 	// ErrPage: a page is not the one that belongs there.

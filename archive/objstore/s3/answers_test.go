@@ -1,7 +1,9 @@
 package s3
 
 import (
+	"context"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -479,5 +481,27 @@ func TestRegion(t *testing.T) {
 	}
 	if s := mustOpen(t, Config{Bucket: "wal", Region: "eu-central-1"}); s.detect || s.follow {
 		t.Error("on AWS with a region the bucket's own is asked for")
+	}
+}
+
+// TestTimeRunsOutBetweenAttempts: the caller's time ends in the pause behind a
+// failed attempt; the reason of that is told, not only that time was up.
+func TestTimeRunsOutBetweenAttempts(t *testing.T) {
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		_, _ = io.WriteString(w, `<Error><Code>SlowDown</Code><Message>Reduce your request rate.</Message></Error>`)
+	}))
+	defer server.Close()
+	t.Setenv("AWS_ACCESS_KEY_ID", "id")
+	t.Setenv("AWS_SECRET_ACCESS_KEY", "secret")
+	store, err := Open(t.Context(), Config{Bucket: "bucket", Endpoint: server.URL, Region: "us-east-1"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), firstPause/2)
+	defer cancel()
+	_, _, err = store.Get(ctx, "k")
+	if err == nil || !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "Reduce your request rate") {
+		t.Errorf("Get = %v", err)
 	}
 }

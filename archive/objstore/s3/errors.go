@@ -75,7 +75,7 @@ var deniedCodes = map[string]bool{
 
 // failure makes an Error of what the SDK returned for the call. conditional
 // says that the request carried If-None-Match.
-func (s *Store) failure(ctx context.Context, op, key string, conditional bool, err error) error {
+func (s *Store) failure(ctx context.Context, op, key string, conditional bool, err error) *Error {
 	e := &Error{Op: op, Key: key, cause: err}
 	if key == "" { // a listing of all
 		e.Key = s.String()
@@ -104,6 +104,8 @@ func (s *Store) failure(ctx context.Context, op, key string, conditional bool, e
 	switch {
 	case e.Code == "NoSuchBucket":
 		e.kind, e.Message = objstore.ErrNoStore, "there is no bucket "+s.cfg.Bucket
+	case e.Code == "AccessDenied":
+		e.kind, e.Message = objstore.ErrDenied, strings.TrimSuffix(e.Message, ".")+" in bucket "+s.cfg.Bucket
 	case e.Code == "NoSuchKey" && e.Status == http.StatusNotFound:
 		e.kind = objstore.ErrNotFound
 	case e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized || deniedCodes[e.Code]:

@@ -298,17 +298,51 @@ func (s *Store) bound(size int64) time.Duration {
 // do makes one call, in the bucket's region. What it returns is an *Error.
 func (s *Store) do(ctx context.Context, op, key string, conditional bool, call func(*awss3.Client) error) error {
 	api, err := s.regional(ctx)
+	var seen attemptErrors
 	if err == nil {
-		err = call(api)
+		err = call(seen.watch(api))
 	}
 	if region := regionIn(err); err != nil && s.follow && region != "" && region != api.Options().Region {
 		s.cfg.Log.Debug("the bucket is in another region", "bucket", s.cfg.Bucket, "region", region)
-		err = call(s.use(region))
+		err = call(seen.watch(s.use(region)))
 	}
-	if err != nil {
-		return s.failure(ctx, op, key, conditional, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	failed := s.failure(ctx, op, key, conditional, err)
+	if failed.Status == 0 && seen.last != nil && (ctx.Err() != nil || isBound(ctx, err)) {
+		// The time ran out between two attempts: why the first of them failed
+		// is what somebody must mend.
+		failed.Message += "; the attempt before: " + s.failure(context.WithoutCancel(ctx), op, key, conditional, seen.last).Message
+	}
+	return failed
+}
+
+// attemptErrors remembers, for one call, how its last attempt failed: the SDK
+// forgets it when the time runs out in the pause behind it.
+type attemptErrors struct{ last error }
+
+// watch returns api with a retryer that notes what it is asked about.
+func (a *attemptErrors) watch(api *awss3.Client) *awss3.Client {
+	return awss3.New(api.Options(), func(o *awss3.Options) {
+		if inner, ok := o.Retryer.(aws.RetryerV2); ok {
+			o.Retryer = &noting{RetryerV2: inner, errors: a}
+		}
+	})
+}
+
+// noting is a retryer of one call; attempts are made one after the other.
+type noting struct {
+	aws.RetryerV2
+	errors *attemptErrors
+}
+
+// IsErrorRetryable implements aws.Retryer.
+func (n *noting) IsErrorRetryable(err error) bool {
+	if !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled) {
+		n.errors.last = err
+	}
+	return n.RetryerV2.IsErrorRetryable(err)
 }
 
 // regional returns the client of the region that the bucket is in, as far as it
