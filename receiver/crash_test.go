@@ -70,6 +70,9 @@ func powerCut(t *testing.T, op int, fail, synchronous bool) bool {
 			time.Sleep(2 * time.Second)
 		}
 	}
+	if fail {
+		time.Sleep(time.Minute) // for the attempt after the failure
+	}
 	settle()
 	ops := disk.Ops() - begin
 	if err := end(); err != nil && !fail && !errors.Is(err, crashfs.ErrCrashed) {

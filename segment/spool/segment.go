@@ -553,6 +553,13 @@ func (g *Segment) shut(reason error) error {
 	return g.closeFile()
 }
 
+// filling reports whether the segment is being written and not yet whole.
+func (g *Segment) filling() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == open && g.advanced != g.End()
+}
+
 // fileName returns the name of the segment's file at this moment.
 func (g *Segment) fileName() string {
 	g.mu.Lock()

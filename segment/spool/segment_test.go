@@ -200,20 +200,19 @@ func TestFollow(t *testing.T) {
 			if n := base + segment.LSN(len(got)); n != g.Advanced() {
 				t.Fatalf("read up to %s; only %s was let go", n, g.Advanced())
 			}
+			if ended() != nil {
+				t.Fatalf("the end comes before the segment's: %v", end)
+			}
 			g.Advance(to)
 			synctest.Wait()
 			if !bytes.Equal(got, log.Bytes(base, to)) {
 				t.Fatalf("read %d bytes, not those up to %s", len(got), to)
 			}
 		}
-		if ended() != nil {
-			t.Fatalf("the end comes before the seal: %v", end)
+		if !errors.Is(ended(), io.EOF) {
+			t.Fatalf("at the segment's end: %v", end)
 		}
 		check(t, g.Seal())
-		synctest.Wait()
-		if !errors.Is(ended(), io.EOF) {
-			t.Fatalf("after the seal: %v", end)
-		}
 		again, err := io.ReadAll(g.Follow(t.Context()))
 		if err != nil || !bytes.Equal(again, got) {
 			t.Fatalf("a second reader got %d bytes, %v", len(again), err)
@@ -469,5 +468,25 @@ func TestSpoolIsLocked(t *testing.T) {
 	check(t, s.Close())
 	if _, err := s.Begin(first); !errors.Is(err, ErrClosed) {
 		t.Errorf("Begin in a closed spool: %v", err)
+	}
+}
+
+// TestDropBeforeTheSeal: a segment whose bytes are in the archive needs no
+// seal; who asks for one is told.
+func TestDropBeforeTheSeal(t *testing.T) {
+	s, g := begun(t)
+	defer func() { check(t, s.Close()) }()
+	log := waltest.New(sysid, size, base)
+	log.Fill(g.End())
+	write(t, g, log, base, g.End())
+	check(t, s.Drop(g))
+	if err := g.Seal(); !errors.Is(err, ErrDropped) {
+		t.Errorf("Seal = %v", err)
+	}
+	if _, err := g.Sync(); !errors.Is(err, ErrDropped) {
+		t.Errorf("Sync = %v", err)
+	}
+	if left := s.Segments(); len(left) != 0 {
+		t.Errorf("%d segments are left", len(left))
 	}
 }

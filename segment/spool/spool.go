@@ -371,9 +371,9 @@ func (s *Spool) Take(ctx context.Context) (*Segment, error) {
 	}
 }
 
-// Drop removes a segment's file, in whatever state it is: only for one whose
-// bytes are known to be in the archive, since nothing here holds them
-// afterwards. Readers get ErrDropped, and so do a Sync or Seal that come
+// Drop removes a segment's file, sealed or not, but not one that is still
+// filling: only for one whose bytes are known to be in the archive, since
+// nothing here holds them afterwards. Readers get ErrDropped, and so do a Sync or Seal that come
 // later: to be in the archive is more than they promise. It waits for one that
 // is under way. The removal itself is not made durable; should it come undone,
 // the segment is offered again, or its remains are found again as a partial.
@@ -388,6 +388,9 @@ func (s *Spool) Drop(g *Segment) error {
 	}
 	if s.segments[g.name] != g {
 		return fmt.Errorf("dropping segment %s: %w", g.name, ErrDropped)
+	}
+	if g.filling() {
+		return fmt.Errorf("dropping segment %s: it is still filling", g.name)
 	}
 	if err := s.fs.Remove(s.path(g.fileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("dropping segment %s: %w", g.name, err)
