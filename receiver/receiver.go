@@ -203,7 +203,12 @@ func (r *Receiver) Run(ctx context.Context) error {
 	for {
 		err := r.attempt(ctx)
 		switch {
-		case err == nil || ctx.Err() != nil && !Final(err):
+		case err == nil:
+			return nil
+		case ctx.Err() != nil && !Final(err):
+			if !errors.Is(err, context.Canceled) {
+				r.log.Warn("stopped in the middle of trouble; what was not yet durable is streamed again by the next start", "error", err.Error())
+			}
 			return nil
 		case errors.As(err, new(*replication.EndOfTimeline)), errors.Is(err, errNextStart):
 			continue // at once

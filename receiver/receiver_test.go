@@ -329,6 +329,33 @@ func TestFastShutdownIsNotHindered(t *testing.T) {
 	})
 }
 
+// TestShutdownWhileTheSpoolIsFull: the server has sent what we have no room
+// for, and would wait for ever for us to read it.
+func TestShutdownWhileTheSpoolIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.options.WatchInterval = 10 * time.Second
+		w.srv.FillTo(10 * mb)
+		w.start(3 << 20)
+		w.carrier.stall()
+		time.Sleep(12 * time.Second)
+		settle()
+		w.srv.Shutdown()
+		time.Sleep(20 * time.Second)
+		settle()
+		if !strings.Contains(w.log.String(), "letting go of it") {
+			t.Error("the server is held up")
+		}
+		w.srv.Start()
+		w.carrier.flow()
+		time.Sleep(2 * time.Minute)
+		settle()
+		if got := w.checkArchive(1); got != 10*mb {
+			t.Errorf("the archive ends at %s", got)
+		}
+	})
+}
+
 // TestShutdownGrace: a flush LSN that cannot come up to what was sent must not
 // hold a shutdown for ever, nor may it be made up.
 func TestShutdownGrace(t *testing.T) {

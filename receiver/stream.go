@@ -117,6 +117,11 @@ func (st *streaming) run(ctx context.Context) error {
 				return err
 			}
 		}
+		if st.full && r.watch.shuttingDown() {
+			// It cannot stop before we have read what it sent, and we have
+			// no room for it. Its slot keeps it.
+			return errors.New("the server is shutting down while the spool is full; letting go of it")
+		}
 		st.sync()
 		if st.batch != nil {
 			st.feedback.heard = time.Now() // it may be saying something that is not read now
@@ -153,11 +158,6 @@ func (st *streaming) run(ctx context.Context) error {
 			}
 		case <-r.watch.changed:
 			st.feedback.moved = true
-			if st.full && r.watch.shuttingDown() {
-				// It cannot stop before we have read what it sent, and we have
-				// no room for it. Its slot keeps it.
-				return errors.New("the server is shutting down while the spool is full; letting go of it")
-			}
 		case <-timer.C:
 		}
 	}
