@@ -82,8 +82,8 @@ func (s *Store) get(ctx context.Context, op, key string, in *awss3.GetObjectInpu
 	bounded, cancel := context.WithCancel(ctx)
 	timer := time.AfterFunc(s.bound(0), cancel)
 	var out *awss3.GetObjectOutput
-	err := s.do(ctx, op, key, false, func(api *awss3.Client) (err error) {
-		out, err = api.GetObject(bounded, in)
+	err := s.do(ctx, op, key, false, func(api *awss3.Client, noting func(*awss3.Options)) (err error) {
+		out, err = api.GetObject(bounded, in, noting)
 		return err
 	})
 	timer.Stop()

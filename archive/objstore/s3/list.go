@@ -78,8 +78,8 @@ func byKey(a, b types.Object) int {
 func (s *Store) listPage(ctx context.Context, prefix string, in *awss3.ListObjectsV2Input) (out *awss3.ListObjectsV2Output, err error) {
 	bounded, cancel := context.WithTimeout(ctx, s.bound(0))
 	defer cancel()
-	err = s.do(ctx, "list", prefix, false, func(api *awss3.Client) (err error) {
-		out, err = api.ListObjectsV2(bounded, in)
+	err = s.do(ctx, "list", prefix, false, func(api *awss3.Client, noting func(*awss3.Options)) (err error) {
+		out, err = api.ListObjectsV2(bounded, in, noting)
 		return err
 	})
 	return out, err

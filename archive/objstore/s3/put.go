@@ -48,11 +48,11 @@ func (s *Store) put(ctx context.Context, op, key string, body objstore.Body, con
 	bounded, cancel := context.WithTimeout(ctx, s.bound(body.Size()))
 	defer cancel()
 	var out *awss3.PutObjectOutput
-	err := s.do(ctx, op, key, conditional, func(api *awss3.Client) (err error) {
+	err := s.do(ctx, op, key, conditional, func(api *awss3.Client, noting func(*awss3.Options)) (err error) {
 		lent := &loan{body: body}
 		defer lent.end()
 		in.Body = io.NewSectionReader(lent, 0, body.Size())
-		out, err = api.PutObject(bounded, in)
+		out, err = api.PutObject(bounded, in, noting)
 		return err
 	})
 	if err != nil {
@@ -110,8 +110,8 @@ func (s *Store) Delete(ctx context.Context, key string) error {
 	}
 	bounded, cancel := context.WithTimeout(ctx, s.bound(0))
 	defer cancel()
-	err := s.do(ctx, "delete", key, false, func(api *awss3.Client) error {
-		_, err := api.DeleteObject(bounded, &awss3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: s.key(key)})
+	err := s.do(ctx, "delete", key, false, func(api *awss3.Client, noting func(*awss3.Options)) error {
+		_, err := api.DeleteObject(bounded, &awss3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: s.key(key)}, noting)
 		return err
 	})
 	if errors.Is(err, objstore.ErrNotFound) {

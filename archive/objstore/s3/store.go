@@ -296,15 +296,15 @@ func (s *Store) bound(size int64) time.Duration {
 }
 
 // do makes one call, in the bucket's region. What it returns is an *Error.
-func (s *Store) do(ctx context.Context, op, key string, conditional bool, call func(*awss3.Client) error) error {
+func (s *Store) do(ctx context.Context, op, key string, conditional bool, call func(api *awss3.Client, noting func(*awss3.Options)) error) error {
 	api, err := s.regional(ctx)
 	var seen attemptErrors
 	if err == nil {
-		err = call(seen.watch(api))
+		err = call(api, seen.option)
 	}
 	if region := regionIn(err); err != nil && s.follow && region != "" && region != api.Options().Region {
 		s.cfg.Log.Debug("the bucket is in another region", "bucket", s.cfg.Bucket, "region", region)
-		err = call(seen.watch(s.use(region)))
+		err = call(s.use(region), seen.option)
 	}
 	if err == nil {
 		return nil
@@ -322,13 +322,11 @@ func (s *Store) do(ctx context.Context, op, key string, conditional bool, call f
 // forgets it when the time runs out in the pause behind it.
 type attemptErrors struct{ last error }
 
-// watch returns api with a retryer that notes what it is asked about.
-func (a *attemptErrors) watch(api *awss3.Client) *awss3.Client {
-	return awss3.New(api.Options(), func(o *awss3.Options) {
-		if inner, ok := o.Retryer.(aws.RetryerV2); ok {
-			o.Retryer = &noting{RetryerV2: inner, errors: a}
-		}
-	})
+// option puts a retryer into one call that notes what it is asked about.
+func (a *attemptErrors) option(o *awss3.Options) {
+	if inner, ok := o.Retryer.(aws.RetryerV2); ok {
+		o.Retryer = &noting{RetryerV2: inner, errors: a}
+	}
 }
 
 // noting is a retryer of one call; attempts are made one after the other.
