@@ -149,6 +149,7 @@ type Receiver struct {
 	toldFull  bool      // and not yet that it has room again
 
 	watch *watcher
+	heart heartbeat
 }
 
 // tailPage is the last WAL page of a segment that we hold.
@@ -171,6 +172,7 @@ func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
 		trouble: patience.New(o.Log, "receive from the server"),
 		asking:  patience.New(o.Log, "ask the archive where it ends, without which nothing can be received"),
 		held:    sp.Segments(),
+		heart:   heartbeat{epoch: time.Now()},
 	}
 }
 
@@ -200,8 +202,11 @@ func (r *Receiver) Summary() Summary {
 func (r *Receiver) Run(ctx context.Context) error {
 	stopWatch := r.startWatch(ctx)
 	defer stopWatch()
+	defer r.heart.rest()
 	for {
+		r.heart.expect(attemptLimit)
 		err := r.attempt(ctx)
+		r.heart.expect(attemptLimit) // waits of patience are much shorter
 		switch {
 		case err == nil:
 			return nil

@@ -111,6 +111,7 @@ func (st *streaming) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
+		r.heart.expect(turnLimit)
 		room := r.spool.RoomChanged() // asked for before consume looks for room
 		if st.batch != nil {
 			if done, err := st.consume(ctx); done || err != nil {
