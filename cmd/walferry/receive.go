@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"os"
 	"path/filepath"
 	"sync"
 	"time"
@@ -16,6 +17,7 @@ import (
 	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/archive/objstore"
+	"github.com/walferry/walferry/cmd/internal/notify"
 	"github.com/walferry/walferry/receiver"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
@@ -64,7 +66,14 @@ a restart it resumes where the archive and the spool end. SIGTERM or SIGINT stop
 			if s.Store.create {
 				s.Log.Info(fmt.Sprintf("no store given: the archive is %s, the spool is %s", s.Store.dir, s.SpoolDir))
 			}
-			return runReceive(ctx, s)
+			manager, err := notify.New(c.environ, os.Getpid())
+			if err != nil {
+				s.Log.Warn("the service manager is not told how it goes", "error", err.Error())
+			}
+			if err := notify.Unset(); err != nil {
+				return err
+			}
+			return runReceive(ctx, s, manager)
 		}),
 	}
 }
@@ -117,7 +126,7 @@ const watchInterval = 10 * time.Second
 
 // runReceive receives until ctx ends, the end position is reached, or
 // something forbids to go on.
-func runReceive(ctx context.Context, s receiveSettings) (err error) {
+func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier) (err error) {
 	store, err := s.Store.open(ctx)
 	if err != nil {
 		return err
@@ -155,11 +164,15 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 	// holds goes up even when the primary is gone for good.
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	var shipping sync.WaitGroup
-	shipping.Go(func() {
+	var beside sync.WaitGroup
+	beside.Go(func() {
 		if err := up.Run(work); err != nil {
 			cancel(err)
 		}
+	})
+	// Ready without a server: a unit must start while the server is away.
+	beside.Go(func() {
+		manager.Run(work, rec.Alive, func(err error) { s.Log.Warn(err.Error()) })
 	})
 	err = rec.Run(work)
 	if cause := context.Cause(work); cause != nil && ctx.Err() == nil {
@@ -172,7 +185,7 @@ func runReceive(ctx context.Context, s receiveSettings) (err error) {
 		}
 	}
 	cancel(nil)
-	shipping.Wait()
+	beside.Wait()
 	sayGoodbye(s, rec.Summary(), up)
 	return receiveError(err, s)
 }
