@@ -155,3 +155,41 @@ func TestPromotionInTheHold(t *testing.T) {
 		}
 	})
 }
+
+// TestFlushIsWhatTheSyncBeganWith: what comes while an fsync is under way is
+// durable after the next one only.
+func TestFlushIsWhatTheSyncBeganWith(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.srv.Set("synchronous_standby_names", "walferry")
+		gate := &hangingDisk{FS: disk.OS{}}
+		w.fs = gate
+		w.srv.FillTo(2*mb + 5000)
+		w.start(0)
+		time.Sleep(12 * time.Second)
+		settle()
+		gate.hang()
+		first := w.srv.Append(100)
+		settle()
+		second := w.srv.Append(100)
+		settle()
+		gate.letOneThrough()
+		settle()
+		if s := w.lastStatus(); s.Write != second || s.Flush != first {
+			t.Errorf("write %s, flush %s; received %s, the fsync began at %s", s.Write, s.Flush, second, first)
+		}
+		gate.goOn()
+		settle()
+		if s := w.lastStatus(); s.Flush != second {
+			t.Errorf("flush %s after the second fsync, want %s", s.Flush, second)
+		}
+	})
+}
+
+// letOneThrough ends the fsync that hangs; the next one hangs again.
+func (h *hangingDisk) letOneThrough() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	close(h.gate)
+	h.gate = make(chan struct{})
+}
