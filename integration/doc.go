@@ -8,7 +8,9 @@
 // caller's; nothing runs on or is left when the tests are over.
 //
 // PostgreSQL is found in the directories of $WALFERRY_TEST_PG (colon
-// separated, each a directory of server programs) and in the usual places; the
-// run says which versions it used. Without a server, or with -short, every
-// test is skipped, and says so.
+// separated, each a directory of server programs) and in the usual places. The
+// scenarios run on PostgreSQL 15, the core ones also on the newest one found;
+// with $WALFERRY_FULL they run on every version, and what is random is done
+// many times ($WALFERRY_SEED repeats a run). The run says which versions it
+// used. Without a server, or with -short, every test is skipped, and says so.
 package integration

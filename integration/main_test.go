@@ -17,8 +17,8 @@ import (
 	"github.com/walferry/walferry/restore/instance"
 )
 
-// requiredMajor is the version that the scenarios run on; those that are
-// cheap run on every version found.
+// requiredMajor is the version that all scenarios run on; the core ones run on
+// others as well, see onVersions.
 const requiredMajor = 15
 
 // lab is what all tests of one run share. It does not change once the tests
@@ -28,6 +28,8 @@ type lab struct {
 	account instance.Account
 	found   []instance.Installation // newest first; empty: no tests
 	main    instance.Installation   // the one of the scenarios
+	core    []instance.Installation // those of the core scenarios, newest first
+	full    bool                    // more rounds, more versions
 	missing string                  // why nothing can run, or ""
 
 	binary    func() (string, error)
@@ -77,7 +79,13 @@ func runAll(m *testing.M) (code int, err error) {
 			break
 		}
 	}
-	fmt.Fprintf(os.Stderr, "integration: the scenarios run on %s; all versions found:", l.main)
+	l.full = os.Getenv("WALFERRY_FULL") != ""
+	l.core = coreVersions(l.found, l.main, l.full)
+	fmt.Fprintf(os.Stderr, "integration: the scenarios run on %s; the core ones on", l.main)
+	for _, i := range l.core {
+		fmt.Fprintf(os.Stderr, " %s", i.Version)
+	}
+	fmt.Fprint(os.Stderr, "; all versions found:")
 	for _, i := range l.found {
 		fmt.Fprintf(os.Stderr, " %s", i.Version)
 	}

@@ -13,32 +13,26 @@ import (
 	"github.com/walferry/walferry/segment"
 )
 
-// Every whole segment in the archive is, decoded, the server's own file: on
-// every version, with every codec, and with the segment size that people have.
+// Every whole segment in the archive is, decoded, the server's own file: with
+// every codec, and with the segment size that people have.
 // What fetch gives back is the same bytes, and pg_waldump reads them.
 func TestArchiveIsTheServersBytes(t *testing.T) {
-	if theLab.missing != "" {
-		t.Skip("NOT TESTED: " + theLab.missing)
-	}
 	codecs := []string{"lz4", "zstd", "none"}
-	for n, i := range theLab.found {
-		t.Run(i.Version, func(t *testing.T) {
-			t.Parallel()
-			s := newScene(t, options{pg: i, segmentSize: 16})
-			r := s.receive("--compress", codecs[n%len(codecs)])
-			first := s.slotSegment()
-			s.table()
-			var last segment.Name
-			for range 3 {
-				s.fill(3000)
-				last = s.switchWAL()
-			}
-			s.awaitSealed(first, last)
-			r.stop()
-			s.checkArchive(first, last)
-			s.checkFetched(first, last)
-		})
-	}
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i, segmentSize: 16})
+		r := s.receive("--compress", codecs[i.Major%len(codecs)])
+		first := s.slotSegment()
+		s.table()
+		var last segment.Name
+		for range 3 {
+			s.fill(3000)
+			last = s.switchWAL()
+		}
+		s.awaitSealed(first, last)
+		r.stop()
+		s.checkArchive(first, last)
+		s.checkFetched(first, last)
+	})
 }
 
 // checkFetched fetches segments into a directory, compares them with the
@@ -87,29 +81,30 @@ func TestCodecs(t *testing.T) {
 // The receiver is killed again and again under load, at whatever it does then.
 // What is in the archive in the end has no gap and is the server's own.
 func TestKillReceiverUnderLoad(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, options{})
-	r := s.receive()
-	first := s.slotSegment()
-	l := s.pgbench()
-	for round := range 5 {
-		before := len(s.sealed())
-		s.sql("CHECKPOINT") // behind it every page goes into the WAL whole: more of it
-		eventually(t, "a few more segments in the archive", func() bool { return len(s.sealed()) >= before+1+round%3 })
-		r.kill9()
-		if files := spooled(t, s.spool); len(files) == 0 {
-			t.Error("the killed receiver left nothing in its spool")
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i})
+		r := s.receive()
+		first := s.slotSegment()
+		l := s.pgbench()
+		for round := range 5 {
+			before := len(s.sealed())
+			s.sql("CHECKPOINT") // behind it every page goes into the WAL whole: more of it
+			eventually(t, "a few more segments in the archive", func() bool { return len(s.sealed()) >= before+1+round%3 })
+			r.kill9()
+			if files := spooled(t, s.spool); len(files) == 0 {
+				t.Error("the killed receiver left nothing in its spool")
+			}
+			r = s.receive()
 		}
-		r = s.receive()
-	}
-	l.stop()
-	last := s.switchWAL()
-	s.awaitSealed(first, last)
-	s.checkArchive(first, last)
-	r.stop()
-	if files := spooled(t, s.spool); len(files) > 1 {
-		t.Errorf("the spool still holds %v, of which all but the last are in the archive", files)
-	}
+		l.stop()
+		last := s.switchWAL()
+		s.awaitSealed(first, last)
+		s.checkArchive(first, last)
+		r.stop()
+		if files := spooled(t, s.spool); len(files) > 1 {
+			t.Errorf("the spool still holds %v, of which all but the last are in the archive", files)
+		}
+	})
 }
 
 // spooled lists the segments in a spool.
@@ -156,27 +151,28 @@ func TestServerCrash(t *testing.T) {
 // idle; the receiver goes on when it is back, and has everything up to the
 // shutdown checkpoint.
 func TestFastShutdown(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, options{})
-	r := s.receive()
-	first := s.slotSegment()
-	for range 2 {
-		w := s.writer()
-		eventually(t, "a thousand rows", func() bool { return w.acknowledged() >= 1000 })
-		if err := s.pg.Stop(s.ctx(), instance.Fast); err != nil {
-			t.Fatalf("the shutdown is held up: %v", err)
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i})
+		r := s.receive()
+		first := s.slotSegment()
+		for range 2 {
+			w := s.writer()
+			eventually(t, "a thousand rows", func() bool { return w.acknowledged() >= 1000 })
+			if err := s.pg.Stop(s.ctx(), instance.Fast); err != nil {
+				t.Fatalf("the shutdown is held up: %v", err)
+			}
+			w.stop()
+			if !r.running() {
+				t.Fatal("the receiver ended with the server")
+			}
+			s.startServer()
+			s.sql("TRUNCATE written")
 		}
-		w.stop()
-		if !r.running() {
-			t.Fatal("the receiver ended with the server")
-		}
-		s.startServer()
-		s.sql("TRUNCATE written")
-	}
-	last := s.switchWAL()
-	s.awaitSealed(first, last)
-	s.checkArchive(first, last)
-	r.stop()
+		last := s.switchWAL()
+		s.awaitSealed(first, last)
+		s.checkArchive(first, last)
+		r.stop()
+	})
 }
 
 // SIGTERM and SIGINT end the receiver at once and well, and its last line says
@@ -303,50 +299,51 @@ func TestSecondReceiver(t *testing.T) {
 // Another cluster is refused with 3, by the archive and by the spool, and
 // nothing changes: no object, no slot, no file.
 func TestForeignCluster(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, options{})
-	r := s.receive()
-	first := s.slotSegment()
-	s.table()
-	s.fill(2000)
-	s.awaitSealed(first, s.switchWAL())
-	r.stop()
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i})
+		r := s.receive()
+		first := s.slotSegment()
+		s.table()
+		s.fill(2000)
+		s.awaitSealed(first, s.switchWAL())
+		r.stop()
 
-	other := s.create("other", options{pg: s.pg.Installation(), segmentSize: 1})
-	if err := other.Start(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	cases := []struct{ name, spool, store string }{
-		{"its archive", filepath.Join(s.dir, "other-spool"), s.store()},
-		{"its spool", s.spool, "file://" + filepath.Join(s.dir, "other-archive")},
-		{"both", s.spool, s.store()},
-	}
-	for _, dir := range []string{"other-archive", "other-spool"} {
-		if err := theLab.account.MkdirAll(filepath.Join(s.dir, dir)); err != nil {
+		other := s.create("other", options{pg: s.pg.Installation(), segmentSize: 1})
+		if err := other.Start(s.ctx()); err != nil {
 			t.Fatal(err)
 		}
-	}
-	for _, c := range cases {
-		archive, spool := tree(t, s.archive), spooled(t, s.spool)
-		p := s.receive("-d", other.DSN("postgres"), "--spool", c.spool, "--store", c.store)
-		p.exits(3)
-		id, err := instance.ReadControl(other.DataDir())
-		if err != nil {
-			t.Fatal(err)
+		cases := []struct{ name, spool, store string }{
+			{"its archive", filepath.Join(s.dir, "other-spool"), s.store()},
+			{"its spool", s.spool, "file://" + filepath.Join(s.dir, "other-archive")},
+			{"both", s.spool, s.store()},
 		}
-		if !strings.Contains(p.log(), fmt.Sprint(id.SystemIdentifier)) {
-			t.Errorf("%s: the system identifier is not named:\n%s", c.name, p.log())
+		for _, dir := range []string{"other-archive", "other-spool"} {
+			if err := theLab.account.MkdirAll(filepath.Join(s.dir, dir)); err != nil {
+				t.Fatal(err)
+			}
 		}
-		if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
-			t.Errorf("%s: the archive has changed:\n%s", c.name, strings.Join(got, "\n"))
+		for _, c := range cases {
+			archive, spool := tree(t, s.archive), spooled(t, s.spool)
+			p := s.receive("-d", other.DSN("postgres"), "--spool", c.spool, "--store", c.store)
+			p.exits(3)
+			id, err := instance.ReadControl(other.DataDir())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(p.log(), fmt.Sprint(id.SystemIdentifier)) {
+				t.Errorf("%s: the system identifier is not named:\n%s", c.name, p.log())
+			}
+			if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
+				t.Errorf("%s: the archive has changed:\n%s", c.name, strings.Join(got, "\n"))
+			}
+			if got := spooled(t, s.spool); strings.Join(got, " ") != strings.Join(spool, " ") {
+				t.Errorf("%s: the spool has changed: %v, was %v", c.name, got, spool)
+			}
+			if n, err := query(s.ctx(), other.DSN("postgres"), "SELECT count(*) FROM pg_replication_slots"); err != nil || n != "0" {
+				t.Errorf("%s: the other cluster has %s slots, %v", c.name, n, err)
+			}
 		}
-		if got := spooled(t, s.spool); strings.Join(got, " ") != strings.Join(spool, " ") {
-			t.Errorf("%s: the spool has changed: %v, was %v", c.name, got, spool)
-		}
-		if n, err := query(s.ctx(), other.DSN("postgres"), "SELECT count(*) FROM pg_replication_slots"); err != nil || n != "0" {
-			t.Errorf("%s: the other cluster has %s slots, %v", c.name, n, err)
-		}
-	}
+	})
 }
 
 // The archive's directory goes away (an unmounted volume) and comes back:
@@ -481,146 +478,148 @@ func (s *scene) writeHome(name, content string) {
 // The receiver reads a standby, which is promoted: it follows to the new
 // timeline, and the archive holds both, the history and the switch segment.
 func TestFollowsPromotion(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, options{})
-	s.table()
-	s.fill(1500)
-	standby := s.recovery("standby", "standby.signal", "")
-	if err := standby.Configure(map[string]string{"primary_conninfo": s.pg.DSN("postgres"), "wal_keep_size": "4GB"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := standby.Start(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the standby to have the rows", func() bool { return rows(s.ctx(), standby) == 1500 })
-	primary := s.pg
-	s.pg = standby
-	r := s.receive()
-	first := s.slotSegment()
-	s.pg = primary
-	s.fill(1500)
-	s.switchWAL()
-	s.fill(100)
-	eventually(t, "the standby to have the rows", func() bool { return rows(s.ctx(), standby) == 3100 })
-	if err := s.pg.Kill(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	if err := standby.Promote(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	s.pg = standby
-	s.fill(1000)
-	last := s.switchWAL()
-	if last.Timeline != 2 {
-		t.Fatalf("the promoted server writes %s", last)
-	}
-	want, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", "00000002.history"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	history, err := segment.ParseHistory(2, want)
-	if err != nil {
-		t.Fatal(err)
-	}
-	end, ok := history.Switchpoint(1)
-	if !ok {
-		t.Fatalf("the history file %q says nothing of timeline 1", want)
-	}
-	// The segment of the switchpoint is there twice: in part on the old
-	// timeline, whole on the new one, where it begins with the parent's bytes.
-	old := s.size.Name(1, end)
-	s.awaitSealed(s.size.Name(2, end), last)
-	partial := filepath.Join(s.archive, "wal_005", old.String()+".partial.lz4")
-	eventually(t, "the old timeline's last segment in the archive", func() bool {
-		_, err := os.Stat(partial)
-		return err == nil
-	})
-	if previous := s.size.Name(1, s.size.Start(end)-1); first.Compare(previous) <= 0 {
-		s.awaitSealed(first, previous)
-	}
-	r.stop()
-
-	got, err := decode(filepath.Join(s.archive, "wal_005", "00000002.history.lz4"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Errorf("the history file in the archive: %q, the server's: %q", got, want)
-	}
-	// A standby keeps the old timeline's segments under their names.
-	for n := range s.sealed() {
-		got, err := decode(filepath.Join(s.archive, "wal_005", n.String()+".lz4"))
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i})
+		s.table()
+		s.fill(1500)
+		standby := s.recovery("standby", "standby.signal", "")
+		if err := standby.Configure(map[string]string{"primary_conninfo": s.pg.DSN("postgres"), "wal_keep_size": "4GB"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := standby.Start(s.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the standby to have the rows", func() bool { return rows(s.ctx(), standby) == 1500 })
+		primary := s.pg
+		s.pg = standby
+		r := s.receive()
+		first := s.slotSegment()
+		s.pg = primary
+		s.fill(1500)
+		s.switchWAL()
+		s.fill(100)
+		eventually(t, "the standby to have the rows", func() bool { return rows(s.ctx(), standby) == 3100 })
+		if err := s.pg.Kill(s.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		if err := standby.Promote(s.ctx()); err != nil {
+			t.Fatal(err)
+		}
+		s.pg = standby
+		s.fill(1000)
+		last := s.switchWAL()
+		if last.Timeline != 2 {
+			t.Fatalf("the promoted server writes %s", last)
+		}
+		want, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", "00000002.history"))
 		if err != nil {
-			t.Errorf("segment %s: %v", n, err)
-			continue
+			t.Fatal(err)
 		}
-		s.compareWithServer(n, got)
-		if n.Timeline == 1 && n.Compare(old) >= 0 {
-			t.Errorf("segment %s lies behind the end of its timeline at %s", n, end)
+		history, err := segment.ParseHistory(2, want)
+		if err != nil {
+			t.Fatal(err)
 		}
-	}
-	got, err = decode(partial)
-	if err != nil {
-		t.Fatal(err)
-	}
-	whole, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", s.size.Name(2, end).String()))
-	if err != nil {
-		t.Fatal(err)
-	}
-	at := s.size.Offset(end)
-	if len(got) != int(s.size) || !bytes.Equal(got[:at], whole[:at]) || len(bytes.Trim(got[at:], "\x00")) > 0 {
-		t.Errorf("the old timeline's last segment: %d bytes, which are not the server's up to %s and zeros from there on", len(got), end)
-	}
+		end, ok := history.Switchpoint(1)
+		if !ok {
+			t.Fatalf("the history file %q says nothing of timeline 1", want)
+		}
+		// The segment of the switchpoint is there twice: in part on the old
+		// timeline, whole on the new one, where it begins with the parent's bytes.
+		old := s.size.Name(1, end)
+		s.awaitSealed(s.size.Name(2, end), last)
+		partial := filepath.Join(s.archive, "wal_005", old.String()+".partial.lz4")
+		eventually(t, "the old timeline's last segment in the archive", func() bool {
+			_, err := os.Stat(partial)
+			return err == nil
+		})
+		if previous := s.size.Name(1, s.size.Start(end)-1); first.Compare(previous) <= 0 {
+			s.awaitSealed(first, previous)
+		}
+		r.stop()
+
+		got, err := decode(filepath.Join(s.archive, "wal_005", "00000002.history.lz4"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(got, want) {
+			t.Errorf("the history file in the archive: %q, the server's: %q", got, want)
+		}
+		// A standby keeps the old timeline's segments under their names.
+		for n := range s.sealed() {
+			got, err := decode(filepath.Join(s.archive, "wal_005", n.String()+".lz4"))
+			if err != nil {
+				t.Errorf("segment %s: %v", n, err)
+				continue
+			}
+			s.compareWithServer(n, got)
+			if n.Timeline == 1 && n.Compare(old) >= 0 {
+				t.Errorf("segment %s lies behind the end of its timeline at %s", n, end)
+			}
+		}
+		got, err = decode(partial)
+		if err != nil {
+			t.Fatal(err)
+		}
+		whole, err := os.ReadFile(filepath.Join(standby.DataDir(), "pg_wal", s.size.Name(2, end).String()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		at := s.size.Offset(end)
+		if len(got) != int(s.size) || !bytes.Equal(got[:at], whole[:at]) || len(bytes.Trim(got[at:], "\x00")) > 0 {
+			t.Errorf("the old timeline's last segment: %d bytes, which are not the server's up to %s and zeros from there on", len(got), end)
+		}
+	})
 }
 
 // The slot is gone after a pause. As long as the server still has the WAL that
 // follows the archive, the receiver goes on there; when it has not, that is a
 // gap: it stops with 3, and neither the archive nor the server has changed.
 func TestSlotLost(t *testing.T) {
-	t.Parallel()
-	s := newScene(t, options{})
-	r := s.receive()
-	first := s.slotSegment()
-	s.table()
-	s.fill(2000)
-	s.awaitSealed(first, s.switchWAL())
-	r.stop()
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s := newScene(t, options{pg: i})
+		r := s.receive()
+		first := s.slotSegment()
+		s.table()
+		s.fill(2000)
+		s.awaitSealed(first, s.switchWAL())
+		r.stop()
 
-	s.sql("SELECT pg_drop_replication_slot('ferry')")
-	s.fill(2000)
-	s.sql("CHECKPOINT")
-	last := s.switchWAL()
-	r = s.receive()
-	s.awaitSealed(first, last)
-	s.checkArchive(first, last)
-	r.stop()
-
-	s.sql("SELECT pg_drop_replication_slot('ferry')")
-	s.fill(2000)
-	if err := s.pg.Configure(map[string]string{"wal_keep_size": "0", "max_wal_size": "2MB"}); err != nil {
-		t.Fatal(err)
-	}
-	if err := s.pg.Reload(); err != nil {
-		t.Fatal(err)
-	}
-	gone := filepath.Join(s.pg.DataDir(), "pg_wal", last.Next(s.size).String())
-	eventually(t, "the server to remove the WAL that follows the archive", func() bool {
-		s.fill(100)
-		s.switchWAL()
+		s.sql("SELECT pg_drop_replication_slot('ferry')")
+		s.fill(2000)
 		s.sql("CHECKPOINT")
-		_, err := os.Stat(gone)
-		return os.IsNotExist(err)
+		last := s.switchWAL()
+		r = s.receive()
+		s.awaitSealed(first, last)
+		s.checkArchive(first, last)
+		r.stop()
+
+		s.sql("SELECT pg_drop_replication_slot('ferry')")
+		s.fill(2000)
+		if err := s.pg.Configure(map[string]string{"wal_keep_size": "0", "max_wal_size": "2MB"}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.pg.Reload(); err != nil {
+			t.Fatal(err)
+		}
+		gone := filepath.Join(s.pg.DataDir(), "pg_wal", last.Next(s.size).String())
+		eventually(t, "the server to remove the WAL that follows the archive", func() bool {
+			s.fill(100)
+			s.switchWAL()
+			s.sql("CHECKPOINT")
+			_, err := os.Stat(gone)
+			return os.IsNotExist(err)
+		})
+		archive := tree(t, s.archive)
+		r = s.receive()
+		r.exits(3)
+		if missing := last.Next(s.size).String(); !strings.Contains(r.log(), "gap") || !strings.Contains(r.log(), missing) {
+			t.Errorf("the log names neither the gap nor the segment %s", missing)
+		}
+		if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
+			t.Errorf("the archive has changed:\n%s", strings.Join(got, "\n"))
+		}
+		if s.sql("SELECT count(*) FROM pg_replication_slots") != "0" {
+			t.Error("the refused receiver left a slot, which would fill the server's disk")
+		}
 	})
-	archive := tree(t, s.archive)
-	r = s.receive()
-	r.exits(3)
-	if missing := last.Next(s.size).String(); !strings.Contains(r.log(), "gap") || !strings.Contains(r.log(), missing) {
-		t.Errorf("the log names neither the gap nor the segment %s", missing)
-	}
-	if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
-		t.Errorf("the archive has changed:\n%s", strings.Join(got, "\n"))
-	}
-	if s.sql("SELECT count(*) FROM pg_replication_slots") != "0" {
-		t.Error("the refused receiver left a slot, which would fill the server's disk")
-	}
 }

@@ -13,9 +13,9 @@ import (
 
 // archived is a scene whose archive is complete: n rows, all of them in whole
 // segments, the receiver stopped and the primary gone.
-func archived(t *testing.T) (s *scene, n int) {
+func archived(t *testing.T, i instance.Installation) (s *scene, n int) {
 	t.Helper()
-	s = newScene(t, options{})
+	s = newScene(t, options{pg: i})
 	r := s.receive()
 	first := s.slotSegment()
 	s.table()
@@ -108,41 +108,42 @@ func (s *scene) middle() segment.Name {
 // never ends the recovery, because that would promote a server that lacks
 // rows. After the mend it goes on from where it was.
 func TestRecoveryStopsAndGoesOn(t *testing.T) {
-	t.Parallel()
-	s, want := archived(t)
-	pg := s.recovery("recovered", "recovery.signal", "")
-	for _, b := range s.brokenCommands() {
-		if b.do != nil {
-			b.do()
+	onVersions(t, func(t *testing.T, i instance.Installation) {
+		s, want := archived(t, i)
+		pg := s.recovery("recovered", "recovery.signal", "")
+		for _, b := range s.brokenCommands() {
+			if b.do != nil {
+				b.do()
+			}
+			if err := pg.Configure(map[string]string{"restore_command": b.command}); err != nil {
+				t.Fatal(err)
+			}
+			if err := pg.Launch(s.ctx()); err != nil {
+				t.Fatal(err)
+			}
+			// It may say that it is ready for readers before it needs the file
+			// that it does not get: what counts is that it ends, unpromoted.
+			if err := pg.AwaitPrimary(s.ctx()); !errors.Is(err, instance.ErrExited) {
+				t.Fatalf("%s: the server did not stop: %v", b.name, err)
+			}
+			s.unpromoted(pg, b)
+			if b.undo != nil {
+				b.undo()
+			}
 		}
-		if err := pg.Configure(map[string]string{"restore_command": b.command}); err != nil {
+		if err := pg.Configure(map[string]string{"restore_command": s.goodCommand()}); err != nil {
 			t.Fatal(err)
 		}
-		if err := pg.Launch(s.ctx()); err != nil {
+		if err := pg.Start(s.ctx()); err != nil {
 			t.Fatal(err)
 		}
-		// It may say that it is ready for readers before it needs the file
-		// that it does not get: what counts is that it ends, unpromoted.
-		if err := pg.AwaitPrimary(s.ctx()); !errors.Is(err, instance.ErrExited) {
-			t.Fatalf("%s: the server did not stop: %v", b.name, err)
+		if err := pg.AwaitPrimary(s.ctx()); err != nil {
+			t.Fatal(err)
 		}
-		s.unpromoted(pg, b)
-		if b.undo != nil {
-			b.undo()
+		if got := rows(s.ctx(), pg); got != want {
+			t.Errorf("%d rows were recovered, want %d", got, want)
 		}
-	}
-	if err := pg.Configure(map[string]string{"restore_command": s.goodCommand()}); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.Start(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	if err := pg.AwaitPrimary(s.ctx()); err != nil {
-		t.Fatal(err)
-	}
-	if got := rows(s.ctx(), pg); got != want {
-		t.Errorf("%d rows were recovered, want %d", got, want)
-	}
+	})
 }
 
 // unpromoted looks whether a server stayed what it was, and said why.
@@ -172,7 +173,7 @@ func (s *scene) unpromoted(pg *instance.Server, b broken) {
 // the command, and then comes back.
 func TestStandbyWaitsAndGoesOn(t *testing.T) {
 	t.Parallel()
-	s, want := archived(t)
+	s, want := archived(t, theLab.main)
 	all := s.brokenCommands()
 	for _, b := range all {
 		if b.do == nil {
