@@ -18,11 +18,12 @@ demo: build
 	./walferry demo
 
 # Every test, with the race detector, on a real PostgreSQL 15 and a real S3
-# server. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
+# server; the core scenarios also on the newest PostgreSQL found (those that
+# `make full` made are). WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
 test:
 	@integration/tools/debian.sh compiler
 	@set -e; \
-	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/debian.sh postgresql)}; \
+	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
 	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
 	echo "go test with PostgreSQL in $$pg and $$s3"; \
 	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -timeout 15m ./...
@@ -36,11 +37,33 @@ check:
 	go run $(ERRORLINT) ./...
 	go test -count=1 .
 
-# The tests with more rounds, and their outcome as a document.
+# Every test on every PostgreSQL that can be had, with all rounds (about half
+# an hour), and the outcome as a document.
 full:
+	@integration/tools/debian.sh compiler
 	@mkdir -p docs/proof
-	@{ date -u +'%Y-%m-%d %H:%M UTC'; git describe --always --dirty; go version; nproc; } >docs/proof/full.txt
-	@set -o pipefail; WALFERRY_FULL=1 $(MAKE) --no-print-directory test 2>&1 | tee -a docs/proof/full.txt
+	@set -e -o pipefail; \
+	pg=$$(integration/tools/versions.sh); \
+	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
+	export CGO_ENABLED=1 WALFERRY_FULL=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3; \
+	{ \
+		echo 'command: make full'; \
+		echo "commit:  $$(git rev-parse HEAD)$$(git diff --quiet HEAD -- . ':!docs/proof' || echo ', changed')"; \
+		echo "began:   $$(date -u +'%Y-%m-%d %H:%M UTC')"; \
+		echo "machine: $$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -1), $$(nproc) cores"; \
+		echo "kernel:  $$(uname -srm)"; \
+		echo "go:      $$(go version)"; \
+		for bin in $$(echo $$pg | tr : ' '); do echo "server:  $$($$bin/postgres --version)"; done; \
+		echo; \
+	} | tee docs/proof/full.txt; \
+	{ \
+		failed=; \
+		go test -race -count=1 -timeout 30m $$(go list ./... | grep -v '/integration$$') 2>&1 || failed=1; \
+		go test -race -count=1 -timeout 60m -v ./integration 2>&1 | { grep -v '^=== ' || :; } || failed=1; \
+		echo; \
+		echo "ended:   $$(date -u +'%Y-%m-%d %H:%M UTC'), $${failed:+NOT }passed"; \
+		[ -z "$$failed" ]; \
+	} | tee -a docs/proof/full.txt
 full: SHELL := /bin/bash
 
 bench:
