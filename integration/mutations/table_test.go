@@ -1,0 +1,391 @@
+package mutations
+
+// mutation is one way to break a promise of the program. Its package's tests
+// must notice.
+type mutation struct {
+	promise string // "invariant N", or a row or rule of the design's section on fetch
+	breaks  string // what the change would do
+	file    string // from the module's root
+	old     string // occurs exactly once in file
+	new     string
+	pkg     string // whose tests must fail, from the module's root
+	run     string // those that are expected to, for go test -run
+}
+
+// promises must each have a row in the table: the invariants that hold so far,
+// and the outcomes of fetch.
+func promises() []string {
+	return []string{
+		"invariant 1", "invariant 2", "invariant 3", "invariant 4", "invariant 5", "invariant 7", "invariant 9", "invariant 10",
+		"fetch: delivered", "fetch: proved absent", "fetch: failed", "fetch: wrong flag or setting", "fetch: a bug", "fetch: SIGTERM",
+		"fetch: mode and place", "fetch: never past a fork", "fetch: checks",
+	}
+}
+
+func table() []mutation {
+	return []mutation{
+		// What is reported survives.
+		{
+			promise: "invariant 1", breaks: "received counts as spooled",
+			file: "receiver/feedback.go",
+			old:  "return max(st.r.spooled, shipped)", new: "return max(st.r.pos.LSN, shipped)",
+			pkg: "receiver", run: "TestFlushWaitsForTheDisk",
+		},
+		{
+			promise: "invariant 1", breaks: "what came while an fsync was under way counts as durable",
+			file: "receiver/stream.go",
+			old:  "r.spooled = max(r.spooled, min(res.durable, r.pos.LSN))", new: "r.spooled = max(r.spooled, r.pos.LSN)",
+			pkg: "receiver", run: "TestFlushIsWhatTheSyncBeganWith",
+		},
+		{
+			promise: "invariant 1", breaks: "what the failed fsync of a segment may have lost is kept for received",
+			file: "receiver/stream.go",
+			old:  "r.pos.LSN = min(r.pos.LSN, r.spooled)", new: "_ = r.spooled",
+			pkg: "receiver", run: "TestAFailedSeal",
+		},
+		{
+			promise: "invariant 1", breaks: "no hold: the loss of the host leaves a gap",
+			file: "receiver/feedback.go",
+			old:  "if st.holding() {\n\t\treturn shipped", new: "if st.holding() && shipped == 0 {\n\t\treturn shipped",
+			pkg: "receiver", run: "Hold",
+		},
+		{
+			promise: "invariant 1", breaks: "the shipped position is taken beyond a switchpoint",
+			file: "receiver/feedback.go",
+			old:  "return min(p.LSN, at, r.pos.LSN), true", new: "return max(p.LSN, at, r.pos.LSN), true",
+			pkg: "receiver", run: "TestPromotionInTheHold",
+		},
+		{
+			promise: "invariant 1", breaks: "a segment's bytes are not synced",
+			file: "segment/spool/segment.go",
+			old:  "err = g.f.Sync()", new: "err = nil",
+			pkg: "segment/spool", run: "TestPowerGoesAtEveryOperation",
+		},
+		{
+			promise: "invariant 1", breaks: "a sealed segment's name is not synced",
+			file: "segment/spool/segment.go",
+			old:  "err = s.syncNames()", new: "err = nil",
+			pkg: "segment/spool", run: "TestPowerGoesAtEveryOperation",
+		},
+		{
+			promise: "invariant 1", breaks: "a segment gets its final name before its bytes are durable",
+			file: "segment/spool/segment.go",
+			old:  "if _, err := g.syncFile(); err != nil {\n\t\treturn err\n\t}\n\ts := g.spool", new: "s := g.spool",
+			pkg: "segment/spool", run: "TestSealSyncsTheBytes",
+		},
+		{
+			promise: "invariant 1", breaks: "after a failed fsync the kernel's word is taken at the next",
+			file: "segment/spool/segment.go",
+			old:  "_, err := f.WriteAt(part, at)", new: "_, err := part, error(nil)",
+			pkg: "segment/spool", run: "TestBytesOfAFailedSyncAreWrittenAgain",
+		},
+		{
+			promise: "invariant 1", breaks: "a reopened partial is taken for whole, whatever a crash left in it",
+			file: "segment/spool/segment.go",
+			old:  "g.vouchStart, g.vouchEnd = start, end", new: "g.vouchStart, g.vouchEnd = start, max(end, g.End())",
+			pkg: "segment/spool", run: "TestPowerGoesAtEveryOperation|TestHeldBytesAreCompared|TestShortPartial",
+		},
+		{
+			promise: "invariant 1", breaks: "the name of an object in a directory is not checked to be new",
+			file: "archive/objstore/dir/put.go",
+			old:  "err := os.Link(temp, s.file(key))", new: "err := os.Rename(temp, s.file(key))",
+			pkg: "archive/objstore/dir", run: "TestStore",
+		},
+
+		// Stored objects do not change; one codec; two receivers do no harm.
+		{
+			promise: "invariant 2", breaks: "objects are overwritten",
+			file: "archive/put.go",
+			old:  "err := a.store.PutIfAbsent(ctx, key, frame)", new: "err := a.store.Put(ctx, key, frame)",
+			pkg: "archive", run: "TestPut",
+		},
+		{
+			promise: "invariant 2", breaks: "an object with other content is success",
+			file: "archive/put.go",
+			old:  "conflict.Key = key\n\treturn conflict", new: "conflict.Key = key\n\treturn nil",
+			pkg: "archive", run: "TestPutSegmentExists",
+		},
+		{
+			promise: "invariant 2", breaks: "an object of our frame's size counts as ours",
+			file: "archive/put.go",
+			old:  "info.CRC32C == frame.CRC32C()", new: "info.CRC32C != 0",
+			pkg: "archive", run: "TestPutSegment",
+		},
+		{
+			promise: "invariant 2", breaks: "a conflict does not stop the shipping",
+			file: "uploader/uploader.go",
+			old:  "case errors.Is(err, archive.ErrConflict):\n\t\t\tu.stop(err)\n\t\t\t<-ctx.Done()\n\t\t\treturn nil", new: "case errors.Is(err, archive.ErrConflict):\n\t\t\tu.finish(it)",
+			pkg: "uploader", run: "TestConflictStopsShipping",
+		},
+		{
+			promise: "invariant 2", breaks: "an archive gets two codecs",
+			file: "archive/identity.go",
+			old:  `id.WALCodec != "" && want.WALCodec != "" && id.WALCodec != want.WALCodec`, new: `id.WALCodec != "" && want.WALCodec == "?"`,
+			pkg: "archive", run: "TestClaim",
+		},
+		{
+			promise: "invariant 2", breaks: "a full spool waits for an archive that takes nothing any more",
+			file: "receiver/stream.go",
+			old:  "if err := r.uploader.Stopped(); err != nil {\n\t\t\treturn false", new: "if err := r.uploader.Stopped(); err != nil && r.size == 0 {\n\t\t\treturn false",
+			pkg: "receiver", run: "TestSpoolFillsAfterShippingHasStopped",
+		},
+
+		// No gaps.
+		{
+			promise: "invariant 3", breaks: "the shipped position passes a segment that is not stored",
+			file: "uploader/uploader.go",
+			old:  "if !ok || end <= u.front.LSN {\n\t\t\treturn", new: "if _, behind := u.stored[u.size.Name(u.front.Timeline, n.End(u.size))]; !ok && behind {\n\t\t\tend, ok = n.End(u.size), true\n\t\t}\n\t\tif !ok || end <= u.front.LSN {\n\t\t\treturn",
+			pkg: "uploader", run: "TestShippedIsGapless",
+		},
+		{
+			promise: "invariant 3", breaks: "a segment leaves the spool while an older one is not stored",
+			file: "uploader/uploader.go",
+			old:  "it.seg.Advanced() == it.seg.End():\n\t\t\treturn drop", new: "it.seg.Advanced() == it.seg.End():\n\t\t\ti++",
+			pkg: "uploader", run: "TestShippedIsGapless|TestShipsAndDrops|TestAStoreThatFails",
+		},
+		{
+			promise: "invariant 3", breaks: "a base that was found counts what the spool holds unchecked",
+			file: "uploader/uploader.go",
+			old:  "whole && g.Start() < limit.LSN", new: "whole && g.Start() < 0*limit.LSN",
+			pkg: "uploader", run: "TestBaseCountsOnlyWhatWasCompared",
+		},
+		{
+			promise: "invariant 3", breaks: "a hole does not end the archive's run",
+			file: "archive/run.go",
+			old:  "if number != next {", new: "if number < next {",
+			pkg: "archive", run: "TestRunEnd",
+		},
+		{
+			promise: "invariant 3", breaks: "an empty spool begins at the slot, wherever the archive ends",
+			file: "receiver/resume.go",
+			old:  "case !held && !ok:", new: "case !held:",
+			pkg: "receiver", run: "TestEmptySpoolContinuesAtTheArchive",
+		},
+		{
+			promise: "invariant 3", breaks: "WAL that the server has removed is tried for again and again, and never told as a gap",
+			file: "receiver/resume.go",
+			old:  "if !errors.Is(err, replication.ErrWALRemoved) {", new: "if errors.Is(err, replication.ErrWALRemoved) {",
+			pkg: "receiver", run: "TestGapIsRefused",
+		},
+
+		// Histories first.
+		{
+			promise: "invariant 4", breaks: "a timeline's WAL is in the archive before its history",
+			file: "uploader/uploader.go",
+			old:  "if err := u.shipHistories(ctx, n.Timeline, method); err != nil {", new: "if err := ctx.Err(); err != nil {",
+			pkg: "uploader", run: "TestNoWALBeforeItsHistory",
+		},
+		{
+			promise: "invariant 4", breaks: "the history of a streamed timeline is not kept",
+			file: "receiver/start.go",
+			old:  "if err := r.spool.PutHistory(t, content); err != nil {", new: "if err := ctx.Err(); err != nil {",
+			pkg: "receiver", run: "Promotion",
+		},
+		{
+			promise: "invariant 4", breaks: "a history file appears in the spool before its content is durable",
+			file: "segment/spool/facts.go",
+			old:  "err = f.Sync()", new: "err = nil",
+			pkg: "segment/spool", run: "TestPowerGoesAtEveryOperation",
+		},
+
+		// One archive, one cluster.
+		{
+			promise: "invariant 5", breaks: "a foreign cluster's archive is written",
+			file: "archive/identity.go",
+			old:  "case id.SystemIdentifier != 0 && id.SystemIdentifier != want.SystemIdentifier:", new: "case id.SystemIdentifier != 0 && want.SystemIdentifier == 0:",
+			pkg: "archive", run: "TestClaim",
+		},
+		{
+			promise: "invariant 5", breaks: "a primary that was set back is waited for",
+			file: "receiver/start.go",
+			old:  "case r.pos.Timeline == t && flush < r.pos.LSN && s.inRecovery:", new: "case r.pos.Timeline == t && flush < r.pos.LSN:",
+			pkg: "receiver", run: "TestSetBack",
+		},
+		{
+			promise: "invariant 5", breaks: "what a server that was set back sends is taken without comparing",
+			file: "receiver/stream.go",
+			old:  "if bytes.Equal(held, sent) {", new: "if bytes.Equal(held, held) {",
+			pkg: "receiver", run: "TestSetBack",
+		},
+		{
+			promise: "invariant 5", breaks: "bytes that the spool holds are not compared with the server's",
+			file: "segment/spool/segment.go",
+			old:  "if !bytes.Equal(sent, have) {", new: "if !bytes.Equal(sent, sent) {",
+			pkg: "segment/spool", run: "TestHeldBytesAreCompared",
+		},
+		{
+			promise: "invariant 5", breaks: "positions are reported before what is held was found equal",
+			file: "receiver/feedback.go",
+			old:  "r.fresh || st.cursor < r.pos.LSN || st.behindUnproved()", new: "r.fresh",
+			pkg: "receiver", run: "TestReportedFlushSurvivesAPowerCut",
+		},
+
+		// A delivered file is whole and durable; nothing else is "delivered".
+		{
+			promise: "invariant 7", breaks: "a file is delivered that may be lost",
+			file: "restore/install.go",
+			old:  "if err := t.Sync(); err != nil {", new: "if err := error(nil); err != nil {",
+			pkg: "restore", run: "TestInstallOrder",
+		},
+		{
+			promise: "invariant 7", breaks: "a delivered name may be lost",
+			file: "restore/install.go",
+			old:  "if err := f.files.syncDir(dir); err != nil {", new: "if err := error(nil); err != nil {",
+			pkg: "restore", run: "TestInstallOrder",
+		},
+		{
+			promise: "invariant 7", breaks: "half a file takes the target's name when its source fails",
+			file: "restore/install.go",
+			old:  "if err := fill(t); err != nil {\n\t\treturn err\n\t}", new: "_ = fill(t)",
+			pkg: "restore", run: "TestInstallOrder|TestOutcomes",
+		},
+
+		{
+			promise: "invariant 9", breaks: "a conflict stops the shipping only where its message is logged",
+			file: "uploader/uploader.go",
+			old:  "\tif first {\n\t\tu.stopped = err", new: "\tif first && u.log.Enabled(context.Background(), slog.LevelError) {\n\t\tu.stopped = err",
+			pkg: "uploader", run: "TestConflictStopsShipping",
+		},
+		{
+			promise: "invariant 9", breaks: "a full spool is noticed only when it is time to say so",
+			file: "receiver/stream.go",
+			old:  "st.full = true\n\tr := st.r\n\tif time.Since(r.fullSince) < fullReminder {\n\t\treturn // it fills as fast as it is emptied: told already\n\t}", new: "r := st.r\n\tif time.Since(r.fullSince) < fullReminder {\n\t\treturn\n\t}\n\tst.full = true",
+			pkg: "receiver", run: "TestShutdownWhileTheSpoolIsFullAgain",
+		},
+
+		{
+			promise: "invariant 10", breaks: "S3 objects are overwritten: the condition is not sent",
+			file: "archive/objstore/s3/put.go",
+			old:  `in.IfNoneMatch = aws.String("*")`, new: `in.IfNoneMatch = nil`,
+			pkg: "archive/objstore/s3", run: "TestRequests",
+		},
+		{
+			promise: "invariant 10", breaks: "an object that exists is deleted and written again",
+			file: "archive/put.go",
+			old:  "err = a.compare(ctx, key, m, frame, want)\n", new: "err = errors.Join(a.store.Delete(ctx, key), a.store.PutIfAbsent(ctx, key, frame))\n",
+			pkg: "archive", run: "TestPut",
+		},
+		{
+			promise: "invariant 10", breaks: "a store that ignores put-if-absent is used",
+			file: "archive/identity.go",
+			old:  "case a.single:", new: "case a.single, err == nil:",
+			pkg: "archive", run: "TestClaimProbesTheCondition",
+		},
+
+		// The exit codes of fetch, in both columns.
+		{
+			promise: "fetch: delivered", breaks: "a delivered file is told as the archive's end",
+			file: "restore/mode.go",
+			old:  "case err == nil:\n\t\treturn 0", new: "case err == nil && m == Standby:\n\t\treturn 0\n\tcase err == nil:\n\t\treturn 1",
+			pkg: "restore", run: "TestExitCode",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "the end of the archive stops the recovery",
+			file: "restore/mode.go",
+			old:  "case errors.Is(err, ErrAbsent), m == Standby:", new: "case errors.Is(err, ErrAbsent) && m == Standby, m == Standby:",
+			pkg: "restore", run: "TestExitCode",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "an archive that is none (a wrong prefix) proves an absence",
+			file: "restore/proof.go",
+			old:  "return fmt.Errorf(\"not found, which proves nothing: %w\", err)", new: "return ErrAbsent",
+			pkg: "restore", run: "TestOutcomes",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "a hole is the archive's end",
+			file: "restore/proof.go",
+			old:  "if found && (!ended || next.Start(size) < last) {", new: "if found && ended && next.Start(size) < last {",
+			pkg: "restore", run: "TestOutcomes",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "an object that cannot be decoded is absent",
+			file: "restore/proof.go",
+			old:  "if err := p.noOtherForm(ctx); err != nil {", new: "if err := p.noOtherForm(ctx); err != nil && !errors.Is(err, errNoDecoder) {",
+			pkg: "restore", run: "TestOutcomes",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "a history whose timeline has WAL is absent",
+			file: "restore/proof.go",
+			old:  "if found {\n\t\treturn fmt.Errorf(\"%w: %s is missing in %s, which has the timeline's WAL", new: "if found && t == 0 {\n\t\treturn fmt.Errorf(\"%w: %s is missing in %s, which has the timeline's WAL",
+			pkg: "restore", run: "TestOutcomes",
+		},
+		{
+			promise: "fetch: failed", breaks: "a recovery ends because the storage is down",
+			file: "restore/mode.go",
+			old:  "\t}\n\treturn 255", new: "\t}\n\treturn 1",
+			pkg: "restore", run: "TestExitCode",
+		},
+		{
+			promise: "fetch: failed", breaks: "a standby goes down because the storage does",
+			file: "restore/mode.go",
+			old:  "case errors.Is(err, ErrAbsent), m == Standby:", new: "case errors.Is(err, ErrAbsent):",
+			pkg: "restore", run: "TestExitCode",
+		},
+		{
+			promise: "fetch: failed", breaks: "a starting standby is told too early that a history is absent",
+			file: "restore/fetch.go",
+			old:  `return status == "starting"`, new: `return status == "stopping"`,
+			pkg: "restore", run: "TestStarting",
+		},
+		{
+			promise: "fetch: wrong flag or setting", breaks: "a wrong setting is tried again until the budget is used up",
+			file: "restore/fetch.go",
+			old:  "errors.As(err, &setting) ||", new: "errors.As(err, &setting) && err == nil ||",
+			pkg: "restore", run: "TestOutcomes|TestBudget",
+		},
+		{
+			promise: "fetch: wrong flag or setting", breaks: "a misspelt fetch exits with 2, and the server promotes",
+			file: "cmd/walferry/main.go",
+			old:  "if code == exitUsage && namesWAL(p.args) {", new: "if code == exitUsage && len(p.args) == 0 {",
+			pkg: "cmd/walferry", run: "Fetch|TestScript",
+		},
+		{
+			promise: "fetch: a bug", breaks: "a panic exits with 2, and the server promotes",
+			file: "cmd/walferry/main.go",
+			old:  `debug.SetTraceback("crash")`, new: `debug.SetTraceback("single")`,
+			pkg: "cmd/walferry", run: "TestFetchPanics",
+		},
+		{
+			promise: "fetch: SIGTERM", breaks: "a call that the server stops looks like one that failed",
+			file: "cmd/walferry/fetch.go",
+			old:  "signal.Reset(number)", new: "os.Exit(1)",
+			pkg: "cmd/walferry", run: "TestFetchExitCodes/signals",
+		},
+		{
+			promise: "fetch: mode and place", breaks: "a standby is taken for a recovery",
+			file: "restore/mode.go",
+			old:  "p.Mode = Standby", new: "p.Mode = Recovery",
+			pkg: "restore", run: "TestFindPlace",
+		},
+		{
+			promise: "fetch: never past a fork", breaks: "WAL of the old timeline behind the fork is replayed",
+			file: "restore/deliver.go",
+			old:  "case n.Start(size) >= last:", new: "case n.Start(size) > last:",
+			pkg: "restore", run: "TestFork",
+		},
+		{
+			promise: "fetch: never past a fork", breaks: "a segment of the old timeline keeps what lies behind the fork",
+			file: "restore/deliver.go",
+			old:  "if s.seen > s.limit {", new: "if s.seen > s.limit && s.ended {",
+			pkg: "restore", run: "TestFork",
+		},
+		{
+			promise: "fetch: checks", breaks: "a short file is delivered",
+			file: "restore/deliver.go",
+			old:  "return s.checker.Close()", new: "return nil",
+			pkg: "restore", run: "TestOutcomes",
+		},
+		{
+			promise: "fetch: checks", breaks: "a page of another place in the WAL is delivered",
+			file: "segment/page.go",
+			old:  "case h.PageAddr != at:", new: "case h.PageAddr > at:",
+			pkg: "segment", run: "TestPageCheckerFindsWhatIsWrong",
+		},
+		{
+			promise: "fetch: checks", breaks: "another cluster's segment is delivered",
+			file: "restore/deliver.go",
+			old:  "SystemIdentifier: expected,", new: "SystemIdentifier: 0 * expected,",
+			pkg: "restore", run: "TestOutcomes",
+		},
+	}
+}
