@@ -25,7 +25,7 @@ func TestHeartbeat(t *testing.T) {
 		h.expect(time.Minute)
 		time.Sleep(time.Minute)
 		want(true)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		want(false)
 		h.expect(time.Second)
 		want(true)
