@@ -102,6 +102,7 @@ type carrier struct {
 	stalled  chan struct{} // open while nothing is carried; nil when it flows
 	failing  bool
 	stopped  error
+	carried  map[segment.Name]segment.LSN // where each ends
 	shipped  segment.Position
 	known    bool
 	switches map[segment.Timeline]segment.Position // where a timeline ended -> the child
@@ -147,17 +148,24 @@ func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
 		return // the disk has failed: the next run finds it again
 	}
 	c.mu.Lock()
-	if g.Name().Timeline == c.shipped.Timeline && g.Start() <= c.shipped.LSN && end > c.shipped.LSN {
-		c.shipped.LSN = end
-	}
+	c.carried[g.Name()] = end
 	c.follow()
 	c.mu.Unlock()
 	c.notify()
 }
 
+// follow moves shipped over what joins it: segments arrive in any order.
 func (c *carrier) follow() {
-	if to, ok := c.switches[c.shipped.Timeline]; ok && c.shipped.LSN >= to.LSN {
-		c.shipped = to
+	for again := true; again; {
+		again = false
+		if to, ok := c.switches[c.shipped.Timeline]; ok && c.shipped.LSN >= to.LSN {
+			c.shipped, again = to, true
+		}
+		for n, end := range c.carried {
+			if n.Timeline == c.shipped.Timeline && n.Start(segment.MinSize) <= c.shipped.LSN && end > c.shipped.LSN {
+				c.shipped.LSN, again = end, true
+			}
+		}
 	}
 }
 
@@ -243,7 +251,7 @@ func (w *world) start(limit int64) (end func() error, result <-chan error) {
 		w.t.Fatal(err)
 	}
 	w.sp = sp
-	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}}
+	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}, carried: map[segment.Name]segment.LSN{}}
 	w.options.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if w.options.Connect == nil {
 		w.options.Connect = connect(w.srv)
