@@ -72,6 +72,9 @@ var (
 	ErrSpoolStuck = errors.New("the spool is full and shipping has stopped")
 )
 
+// ErrNotArchived: the archive has no such segment.
+var ErrNotArchived = errors.New("not in the archive")
+
 // Archive is what the receiver asks of the archive: once per start, never
 // while it streams.
 type Archive interface {
@@ -81,7 +84,8 @@ type Archive interface {
 	// RunEnd returns the end of the archive's gapless run of segments along
 	// h; ok is false when it holds no WAL.
 	RunEnd(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (p segment.Position, ok bool, err error)
-	// Segment opens the decoded bytes of an archived segment.
+	// Segment opens the decoded bytes of an archived segment, or says that
+	// there is none (ErrNotArchived).
 	Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error)
 }
 

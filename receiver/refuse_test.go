@@ -192,6 +192,39 @@ func TestSlotIsMadeOnlyWhereItHelps(t *testing.T) {
 	}
 }
 
+// TestNewArchiveHasTheYoungerSegmentFirst: workers store in any order, and the
+// receiver is killed between.
+func TestNewArchiveHasTheYoungerSegmentFirst(t *testing.T) {
+	for _, spoolLost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, fakepg.Options{})
+			w.srv.FillTo(2*mb + 300_000)
+			end, _ := w.start(0)
+			w.carrier.stall()
+			time.Sleep(100 * time.Millisecond) // nothing is sealed yet
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			second := segment.MinSize.Name(1, 2*mb-1)
+			if second.Start(segment.MinSize) != mb {
+				t.Fatal(second)
+			}
+			younger := segment.MinSize.Name(1, 2*mb)
+			w.srv.FillTo(3 * mb)
+			w.archive.segments[younger] = w.srv.WAL().Segment(younger)
+			if spoolLost {
+				w.dir = t.TempDir()
+			}
+			w.srv.FillTo(5 * mb)
+			w.run(30 * time.Second)
+			if got := w.checkArchive(1); got != 5*mb {
+				t.Errorf("spool lost=%v: the archive ends at %s", spoolLost, got)
+			}
+			w.checkStatuses()
+		})
+	}
+}
+
 // TestLostSlot: the server has invalidated the slot; its WAL may be there.
 func TestLostSlot(t *testing.T) {
 	for _, gone := range []bool{false, true} {

@@ -174,6 +174,22 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if err != nil {
 		return err
 	}
+	if held && ok {
+		if ok, err = r.coversHeld(ctx, archived); err != nil {
+			return err
+		}
+	}
+	joined := archived
+	if held {
+		joined = first
+	}
+	if begin, missed, err := r.missedBefore(ctx, slot, joined, held || ok); err != nil || missed {
+		if err == nil {
+			r.beginAt(begin)
+			r.log.Warn("neither the spool nor the archive has what the slot retains: streaming it again from there", "position", r.pos.String(), "slot", r.o.Slot)
+		}
+		return err
+	}
 	switch {
 	case !held && !ok:
 		return r.resolveFresh(ctx, conn, s, slot)
@@ -248,24 +264,89 @@ func (r *Receiver) resolveFresh(ctx context.Context, conn *replication.Conn, s s
 	if lsn == 0 {
 		lsn = s.system.Flush
 	}
-	lsn = r.size.Start(lsn)
+	r.beginAt(r.size.Start(lsn))
+	r.log.Info("beginning a new archive", "position", r.pos.String())
+	return nil
+}
+
+// beginAt begins at the start of a segment before which nothing is held that
+// could be compared.
+func (r *Receiver) beginAt(lsn segment.LSN) {
 	r.pos = segment.Position{Timeline: r.history.Owner(lsn), LSN: lsn}
 	r.fresh, r.resolved = true, true
 	r.spooled, r.begin = lsn, lsn
 	r.uploader.Base(r.pos)
-	r.log.Info("beginning a new archive", "position", r.pos.String())
-	return nil
+}
+
+// coversHeld reports whether the archive's run has every segment before its
+// end that the spool holds unsealed. Workers store in any order: a new archive
+// may have a younger segment first, and then its run begins behind what the
+// spool still has to give it. (What is sealed is stored whatever this says,
+// and counts only then: see Uploader.Base.)
+func (r *Receiver) coversHeld(ctx context.Context, archived segment.Position) (bool, error) {
+	for _, g := range r.held {
+		if g.Sealed() || g.End() > archived.LSN || r.history.Owner(g.Start()) != g.Name().Timeline {
+			continue
+		}
+		has, err := r.archiveHas(ctx, g.Name())
+		if err != nil || !has {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
+// missedBefore reports whether the slot retains WAL that comes before all that
+// is joined here and that the archive does not have: the power went before the
+// first segments of a new archive were on the disk, and younger ones were.
+// What lies before the slot's restart_lsn was reported as flushed, so that it
+// is safe. begin is the start of the segment that holds restart_lsn.
+func (r *Receiver) missedBefore(ctx context.Context, slot *slotState, joined segment.Position, any bool) (begin segment.LSN, missed bool, err error) {
+	begin = r.size.Start(slot.restart)
+	if !any || slot.restart == 0 || begin >= joined.LSN {
+		return begin, false, nil
+	}
+	has, err := r.archiveHas(ctx, r.size.Name(r.history.Owner(begin), begin))
+	if err != nil && len(r.held) > 0 && ctx.Err() == nil {
+		return begin, true, nil // it cannot be asked: to stream it again is always right
+	}
+	return begin, err == nil && !has, err
+}
+
+// archiveHas asks whether the archive has a segment.
+func (r *Receiver) archiveHas(ctx context.Context, n segment.Name) (bool, error) {
+	short, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	body, err := r.archive.Segment(short, n)
+	if errors.Is(err, ErrNotArchived) {
+		return false, nil
+	}
+	if err != nil {
+		return false, &archiveError{err}
+	}
+	if err := body.Close(); err != nil {
+		return false, &archiveError{err}
+	}
+	return true, nil
 }
 
 // heldRun returns where the spool's gapless run begins and ends; held is false
 // when the spool has no WAL. Ends are those of whole records: what lies behind
 // the last record that verifies may be torn.
 func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
+	unsealed := false
 	for _, g := range r.held {
 		if !r.history.Contains(segment.Position{Timeline: g.Name().Timeline, LSN: g.Name().Start(r.size)}) {
 			continue
 		}
 		start, stop := r.heldRange(g)
+		if unsealed {
+			// What follows a segment that was not sealed is compared when it
+			// comes again: the stream begins with that one, and seals it.
+			break
+		}
+		at, ended := r.history.Switchpoint(g.Name().Timeline)
+		unsealed = !g.Sealed() && !(ended && stop.LSN == at)
 		if !held {
 			first, end, held = start, stop, true
 			continue

@@ -87,7 +87,7 @@ func (a *testArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser,
 	}
 	b, ok := a.segments[n]
 	if !ok {
-		return nil, fmt.Errorf("%s is not in the archive", n)
+		return nil, fmt.Errorf("%s: %w", n, ErrNotArchived)
 	}
 	return io.NopCloser(bytes.NewReader(b)), nil
 }

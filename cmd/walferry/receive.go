@@ -225,7 +225,14 @@ func (v archiveView) Claim(ctx context.Context, id spool.Identity) error {
 
 // Segment opens an archived segment.
 func (v archiveView) Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error) {
-	return v.Open(ctx, n.String())
+	o, err := v.Open(ctx, n.String())
+	if errors.Is(err, archive.ErrNotFound) {
+		return nil, fmt.Errorf("%w: %w", receiver.ErrNotArchived, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return o, nil
 }
 
 // slotPosition asks an ordinary connection where a slot is.
