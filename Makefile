@@ -18,12 +18,11 @@ demo: build
 	./walferry demo
 
 # Every test, with the race detector, on a real PostgreSQL 15 and a real S3
-# server; the core scenarios also on the newest PostgreSQL found (those that
-# `make full` made are). WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
+# server. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
 test:
 	@integration/tools/debian.sh compiler
 	@set -e; \
-	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
+	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/debian.sh postgresql)}; \
 	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
 	echo "go test with PostgreSQL in $$pg and $$s3"; \
 	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -timeout 15m ./...

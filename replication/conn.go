@@ -27,6 +27,8 @@ type Conn struct {
 	pid     uint32
 	config  *Config // for this server alone
 	dead    bool
+
+	identified bool // IDENTIFY_SYSTEM was run, which START_REPLICATION of 14 asks for
 }
 
 // newConn takes over a connection that has been started up.
@@ -208,6 +210,7 @@ func (c *Conn) IdentifySystem(ctx context.Context) (System, error) {
 	if row[3] != nil {
 		return System{}, c.failed(sql, fmt.Errorf("%w: a connection to database %q where one for physical replication was asked for", ErrProtocol, row[3]))
 	}
+	c.identified = true
 	return System{SystemIdentifier: id, Timeline: t, Flush: flush}, nil
 }
 
@@ -385,6 +388,13 @@ func (c *Conn) StartReplication(ctx context.Context, slot string, from segment.P
 	sql := b.String()
 	if c.dead {
 		return nil, fmt.Errorf("%s: %w", sql, ErrClosed)
+	}
+	if c.version.Major() < 15 && !c.identified {
+		// "IDENTIFY_SYSTEM has not been run before START_REPLICATION":
+		// StartReplication in walsender.c, 14.
+		if _, err := c.IdentifySystem(ctx); err != nil {
+			return nil, err
+		}
 	}
 
 	var reported *ServerError
