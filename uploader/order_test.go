@@ -47,3 +47,58 @@ func TestNoWALBeforeItsHistory(t *testing.T) {
 		}
 	})
 }
+
+// TestTheOldestIsStoredFirst: a new archive never begins with a segment behind
+// one that is still to come, or its run would seem to begin there.
+func TestTheOldestIsStoredFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{})
+		begin := time.Now()
+		s.store.before = func(_ int, key string) error {
+			if strings.Contains(key, name(1, 1).String()) && time.Since(begin) < time.Minute {
+				return errors.New("503 Slow Down")
+			}
+			return nil
+		}
+		end := s.run()
+		for i := segment.LSN(1); i <= 6; i++ {
+			s.write(name(1, i))
+		}
+		time.Sleep(50 * time.Second)
+		synctest.Wait()
+		for i := segment.LSN(2); i <= 6; i++ {
+			if _, err := s.stored(name(1, i).String()); err == nil {
+				t.Errorf("segment %d is in the archive and the first is not", i)
+			}
+		}
+		time.Sleep(3 * time.Minute)
+		synctest.Wait()
+		for i := segment.LSN(1); i <= 6; i++ {
+			s.mustHold(name(1, i))
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// TestAnOpenSegmentHoldsUpNothing: the rest of a timeline that has ended and
+// whose end cannot be verified never becomes whole; the younger segments are
+// stored all the same.
+func TestAnOpenSegmentHoldsUpNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{})
+		s.writeUpTo(name(1, 1), name(1, 1).Start(size)+pageSize)
+		end := s.run()
+		s.write(name(1, 2))
+		s.write(name(1, 3))
+		synctest.Wait()
+		s.mustHold(name(1, 2))
+		s.mustHold(name(1, 3))
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+const pageSize = 8192

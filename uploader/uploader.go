@@ -5,8 +5,10 @@
 // may finish in any order; two things happen in order: a segment leaves the
 // spool only when all before it are stored, so that the spool is always one
 // gapless run, and the shipped position moves only over a gapless run of
-// stored segments. A timeline's history is stored before any of its WAL
-// (DESIGN, invariant 4).
+// stored segments. The first store of a run is that of the oldest segment, and
+// the younger ones wait for it: an archive that has nothing yet would begin
+// with whichever came first, and show no hole where the older one is missing.
+// A timeline's history is stored before any of its WAL (DESIGN, invariant 4).
 //
 // # What a crash leaves
 //
@@ -94,7 +96,9 @@ type Uploader struct {
 	frontSet bool
 	stored   map[segment.Name]segment.LSN // stored ends that front has not passed yet
 	switches map[segment.Timeline]switchpoint
-	stopped  error // why shipping stopped for good
+	anchored bool          // this run has stored a segment
+	moved    chan struct{} // closed, and made anew, when a segment has been stored or given up
+	stopped  error         // why shipping stopped for good
 	size     segment.Size
 }
 
@@ -142,6 +146,7 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 		histories: map[segment.Timeline]bool{},
 		stored:    map[segment.Name]segment.LSN{},
 		switches:  map[segment.Timeline]switchpoint{},
+		moved:     make(chan struct{}),
 	}
 }
 
@@ -306,12 +311,7 @@ func (u *Uploader) Drain(ctx context.Context) error {
 
 // waiting reports whether the spool has a segment that is whole.
 func (u *Uploader) waiting() bool {
-	for _, g := range u.spool.Segments() {
-		if _, ended := g.Finished(); ended || g.Sealed() || g.Advanced() == g.End() {
-			return true
-		}
-	}
-	return false
+	return slices.ContainsFunc(u.spool.Segments(), whole)
 }
 
 // Final reports whether err says that this archive must not be written at all.
@@ -448,6 +448,8 @@ func (u *Uploader) finish(it *item) {
 		end = w
 	}
 	u.stored[n] = end
+	u.anchored = true
+	u.wake()
 	u.advance()
 	drop := u.droppable()
 	u.mu.Unlock()
@@ -470,12 +472,11 @@ func (u *Uploader) finish(it *item) {
 func (u *Uploader) droppable() (drop []*item) {
 	for i := 0; i < len(u.queue); {
 		it := u.queue[i]
-		_, ended := it.seg.Finished()
 		switch {
 		case it.stored:
 			drop = append(drop, it)
 			u.queue = slices.Delete(u.queue, i, i+1)
-		case ended || it.seg.Sealed() || it.seg.Advanced() == it.seg.End():
+		case whole(it.seg):
 			return drop
 		default:
 			i++
@@ -488,6 +489,49 @@ func (u *Uploader) forget(it *item) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.queue = slices.DeleteFunc(u.queue, func(o *item) bool { return o == it })
+	u.wake()
+}
+
+// wake lets waitForOlder look again. u.mu is held.
+func (u *Uploader) wake() {
+	close(u.moved)
+	u.moved = make(chan struct{})
+}
+
+// waitForOlder returns when it may be stored: this run has stored a segment,
+// or none that is older waits to be.
+func (u *Uploader) waitForOlder(ctx context.Context, it *item) error {
+	for {
+		u.mu.Lock()
+		free, moved := u.anchored || u.oldest() == it, u.moved
+		u.mu.Unlock()
+		if free {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-moved:
+		}
+	}
+}
+
+// oldest returns the first segment in hand that is whole and not stored. u.mu
+// is held.
+func (u *Uploader) oldest() *item {
+	for _, it := range u.queue {
+		if !it.stored && whole(it.seg) {
+			return it
+		}
+	}
+	return nil
+}
+
+// whole reports whether nothing more comes for g: its timeline ended in it, or
+// its last byte is there.
+func whole(g *spool.Segment) bool {
+	_, ended := g.Finished()
+	return ended || g.Sealed() || g.Advanced() == g.End()
 }
 
 // advance moves front up to the base as far as the spool holds nothing before
@@ -497,8 +541,7 @@ func (u *Uploader) advance() {
 	if u.baseSet {
 		limit := u.base
 		for _, g := range u.spool.Segments() {
-			_, ended := g.Finished()
-			if whole := ended || g.Advanced() == g.End(); whole && g.Start() < limit.LSN {
+			if whole(g) && g.Start() < limit.LSN {
 				limit = segment.Position{Timeline: g.Name().Timeline, LSN: g.Start()}
 			}
 		}
@@ -547,6 +590,9 @@ func (u *Uploader) ship(ctx context.Context, it *item) error {
 		put = func() error { return u.archive.PutPartial(ctx, n, w, method, frame, plain, size) }
 	}
 	if err := u.shipHistories(ctx, n.Timeline, method); err != nil {
+		return err
+	}
+	if err := u.waitForOlder(ctx, it); err != nil {
 		return err
 	}
 	return u.insist(ctx, "store segment "+n.String(), put)

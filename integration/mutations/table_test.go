@@ -140,14 +140,20 @@ func table() []mutation {
 		{
 			promise: "invariant 3", breaks: "a segment leaves the spool while an older one is not stored",
 			file: "uploader/uploader.go",
-			old:  "it.seg.Advanced() == it.seg.End():\n\t\t\treturn drop", new: "it.seg.Advanced() == it.seg.End():\n\t\t\ti++",
+			old:  "case whole(it.seg):\n\t\t\treturn drop", new: "case whole(it.seg):\n\t\t\ti++",
 			pkg: "uploader", run: "TestShippedIsGapless|TestShipsAndDrops|TestAStoreThatFails",
 		},
 		{
 			promise: "invariant 3", breaks: "a base that was found counts what the spool holds unchecked",
 			file: "uploader/uploader.go",
-			old:  "whole && g.Start() < limit.LSN", new: "whole && g.Start() < 0*limit.LSN",
+			old:  "whole(g) && g.Start() < limit.LSN", new: "whole(g) && g.Start() < 0*limit.LSN",
 			pkg: "uploader", run: "TestBaseCountsOnlyWhatWasCompared",
+		},
+		{
+			promise: "invariant 3", breaks: "a new archive begins with a segment whose elder is not stored",
+			file: "uploader/uploader.go",
+			old:  "u.anchored || u.oldest() == it, u.moved", new: "true, u.moved",
+			pkg: "uploader", run: "TestTheOldestIsStoredFirst",
 		},
 		{
 			promise: "invariant 3", breaks: "a hole does not end the archive's run",
