@@ -7,7 +7,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"sync"
+	"syscall"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awss3 "github.com/aws/aws-sdk-go-v2/service/s3"
@@ -17,8 +19,34 @@ import (
 )
 
 // PutIfAbsent implements objstore.Store with If-None-Match: *.
+//
+// A store may answer 412 as soon as it has seen the headers, and close the
+// connection while the body is still on its way: the reset can overtake the
+// answer. So after a connection that broke, the object itself is asked for:
+// one byte of it proves that it exists.
 func (s *Store) PutIfAbsent(ctx context.Context, key string, body objstore.Body) error {
-	return s.put(ctx, "put-if-absent", key, body, true)
+	err := s.put(ctx, "put-if-absent", key, body, true)
+	if !broke(err) || body.Size() == 0 || ctx.Err() != nil {
+		return err
+	}
+	first, _, getErr := s.GetRange(ctx, key, 0, 1)
+	if getErr != nil {
+		return err
+	}
+	// Its answer said all that matters.
+	_ = first.Close()
+	return &Error{Op: "put-if-absent", Key: key, Message: "it is there; the connection broke before the answer to the put", kind: objstore.ErrExists, cause: err}
+}
+
+// broke tells of a connection that ended in the middle of an exchange. Which of
+// these it is hangs on who noticed first, the writing or the reading side.
+func broke(err error) bool {
+	for _, end := range []error{syscall.ECONNRESET, syscall.EPIPE, net.ErrClosed, io.ErrUnexpectedEOF, io.EOF} {
+		if errors.Is(err, end) {
+			return true
+		}
+	}
+	return false
 }
 
 // Put implements objstore.Store.

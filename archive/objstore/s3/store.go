@@ -12,6 +12,7 @@
 //	401, 403, refused credentials           ErrDenied, never absence
 //	501 to If-None-Match                    ErrConditionIgnored
 //	429, 5xx, no or half an answer          sent again a few times, then not known
+//	a put-if-absent whose connection broke  as before; then one byte of the object proves ErrExists
 //	301, 400 that names another region      that region, unless one was configured
 //
 // A call ends by itself: connections that do not come about, answers that do
