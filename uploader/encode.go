@@ -13,9 +13,10 @@ import (
 	"github.com/walferry/walferry/segment/spool"
 )
 
-// copySize is how much of a segment is read at once. It is read from the page
-// cache, right behind the receiver.
-const copySize = 256 << 10
+// blockSize is how much of a segment is read before it is encoded. It is the
+// encoder's own block, which is then compressed where it lies, without another
+// copy; the smallest segment has one.
+const blockSize = 1 << 20
 
 // frame is an encoded segment, ready to be stored as often as it takes.
 type frame interface {
@@ -29,18 +30,19 @@ type frame interface {
 // means that the segment was given up.
 func (u *Uploader) encode(ctx context.Context, seg *spool.Segment, size segment.Size, coder *codec.Encoders) (frame, error) {
 	src := &padded{r: seg.Follow(ctx), left: int64(size)}
-	buf := make([]byte, copySize)
+	buf := u.block()
+	defer u.blocks.Put(buf)
 	if coder.Method().Name == "none" {
 		// The segment file is its own frame: only the checksum is needed.
 		b := &fileBody{plainBytes: plainBytes{seg, seg.Name().Start(size)}, size: int64(size), end: seg.Finished}
-		if _, err := io.CopyBuffer(b, src, buf); err != nil {
+		if err := copyBlocks(b, src, buf[:]); err != nil {
 			return nil, fmt.Errorf("reading segment %s: %w", seg.Name(), err)
 		}
 		return b, nil
 	}
 	for {
 		f := u.o.Buffers.New()
-		err := fill(f, coder, src, int64(size), buf)
+		err := fill(f, coder, src, int64(size), buf[:])
 		if err == nil {
 			return f, nil
 		}
@@ -61,11 +63,38 @@ func fill(f io.Writer, coder *codec.Encoders, src io.Reader, size int64, buf []b
 	if err != nil {
 		return err
 	}
-	// The wrapper hides ReadFrom: reads stay small and go through buf.
-	if _, err := io.CopyBuffer(struct{ io.Writer }{w}, src, buf); err != nil {
-		return errors.Join(err, w.Close())
+	return errors.Join(copyBlocks(w, src, buf), w.Close())
+}
+
+// copyBlocks copies src to its end, in writes of len(buf) but the last. (Not
+// by io.ReadFull, whose io.ErrUnexpectedEOF could also be a file's that lost
+// its end.)
+func copyBlocks(w io.Writer, src io.Reader, buf []byte) error {
+	held := 0
+	for {
+		n, err := src.Read(buf[held:])
+		held += n
+		if held == len(buf) || err == io.EOF && held > 0 {
+			if _, err := w.Write(buf[:held]); err != nil {
+				return err
+			}
+			held = 0
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
 	}
-	return w.Close()
+}
+
+// block returns a buffer that is used again: one for each worker.
+func (u *Uploader) block() *[blockSize]byte {
+	if b, ok := u.blocks.Get().(*[blockSize]byte); ok {
+		return b
+	}
+	return new([blockSize]byte)
 }
 
 // padded yields what r has and then zeros, left bytes in all.

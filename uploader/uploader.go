@@ -79,6 +79,8 @@ type Uploader struct {
 	changed chan struct{} // capacity 1: something a caller may wait for has changed
 	news    chan struct{} // capacity 1: there may be a history that is not stored
 
+	blocks sync.Pool // of *[blockSize]byte
+
 	taking turn // one Take at a time, so that queue is in the spool's order
 
 	claiming turn // one claim at a time; guards what follows
