@@ -16,6 +16,8 @@ const (
 	// batchSize is the buffer of one batch in bytes: one message of the
 	// largest usual size (128 kB) and most of another.
 	batchSize = 256 << 10
+	// largeMessage is from when on a read ends where the message does.
+	largeMessage = 64 << 10
 	// queued batches wait between the reader and the owner. With the one
 	// being read and the one being worked on, a stream holds six buffers.
 	queued = 4
@@ -290,7 +292,7 @@ func (s *Stream) read() error {
 			s.ended = end.next
 			return nil
 		}
-		n, err := s.wire.r.Read(b.buf[held:])
+		n, err := s.wire.r.Read(b.buf[held:end.upTo(held, len(b.buf))])
 		held += n
 		if err != nil && n == 0 {
 			return readError(err)
@@ -312,6 +314,24 @@ type ending struct {
 	copyDone bool // the server's
 	over     bool
 	next     *EndOfTimeline
+
+	total int // how long the message is whose beginning is held; 0: not known
+	last  int // how long the last whole message was
+}
+
+// upTo returns where the next read should end at the latest, with held bytes of
+// a message in a buffer of size bytes: where a large message ends, so that it
+// need not be moved together with the beginning of the next. Large ones come in
+// rows of equal size, of small ones a read should bring many.
+func (e *ending) upTo(held, size int) int {
+	want := e.total
+	if held == 0 || want == 0 {
+		want = e.last
+	}
+	if want < largeMessage || want <= held || want > size {
+		return size
+	}
+	return want
 }
 
 // parse takes the whole messages of b.buf[:held]. taken is how many bytes they
@@ -322,10 +342,12 @@ func (e *ending) parse(b *Batch, held int) (taken, total int, err error) {
 		var kind byte
 		kind, total, err = frame(b.buf[taken:held])
 		if err != nil || total == 0 || total > held-taken {
+			e.total = total
 			return taken, total, err
 		}
 		body := b.buf[taken+headerSize : taken+total]
 		taken += total
+		e.last = total
 		if err = e.message(b, kind, body); err != nil {
 			return taken, 0, err
 		}
