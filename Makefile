@@ -66,5 +66,12 @@ full:
 	} | tee -a docs/proof/full.txt
 full: SHELL := /bin/bash
 
+# The hot path's own benchmarks, then the same WAL received by walferry and by
+# pg_receivewal, with the ratios (some minutes, on a machine that does nothing
+# else).
 bench:
-	go test -run '^$$' -bench . -benchmem ./...
+	@set -e; \
+	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
+	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh || :)}; \
+	go test -run '^$$' -bench . -benchmem $$(go list ./... | grep -v '/integration/bench$$'); \
+	WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -run '^$$' -bench . -timeout 60m ./integration/bench

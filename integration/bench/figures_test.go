@@ -1,0 +1,59 @@
+package bench
+
+import (
+	"os/exec"
+	"testing"
+)
+
+func TestMedian(t *testing.T) {
+	for _, c := range []struct {
+		of   []float64
+		want float64
+	}{
+		{nil, 0}, {[]float64{3}, 3}, {[]float64{9, 1, 2}, 2}, {[]float64{4, 1, 9, 2}, 3},
+	} {
+		if got := median(c.of); got != c.want {
+			t.Errorf("the median of %v is %v, want %v", c.of, got, c.want)
+		}
+	}
+}
+
+func TestTable(t *testing.T) {
+	got := table{{"", "s", "×"}, {"a b", "10.5", "1"}, {"ü", "9", ""}}.String()
+	if want := "        s  ×\na b  10.5  1\nü       9\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+}
+
+// A child's peak is its own, not that of this process, whose memory it shares
+// until exec.
+func TestPeak(t *testing.T) {
+	cat := exec.Command("cat")
+	in, err := cat.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cat.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan struct{})
+	close(ended)
+	most, ours := peakOf(cat.Process.Pid, ended), highWater("self")
+	if most <= 0 || most >= ours {
+		t.Errorf("cat has had %d bytes, this process %d", most, ours)
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := cat.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct{ waited, sampled, ours, want int64 }{
+		{60, 50, 20, 60}, // the samples have missed the peak
+		{20, 8, 20, 8},   // what wait4 says is ours
+	} {
+		if got := peak(c.waited, c.sampled, c.ours); got != c.want {
+			t.Errorf("peak %v: %d", c, got)
+		}
+	}
+}
