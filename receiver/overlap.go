@@ -1,6 +1,7 @@
 package receiver
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,32 +16,50 @@ import (
 // the comparison at the next start on its boundary. Where that fails, the
 // start reads it again.
 func (r *Receiver) rememberTail(g *spool.Segment) {
-	end := g.Name().End(r.size)
 	if r.tail.bytes == nil {
 		r.tail.bytes = make([]byte, pageSize)
 	}
 	r.tail.end = 0
-	if g.ReadAt(r.tail.bytes, end-pageSize) == nil {
-		r.tail.end = end
+	end := g.Name().End(r.size)
+	for at := end; at > g.Start(); {
+		at -= pageSize
+		if g.ReadAt(r.tail.bytes, at) != nil {
+			return
+		}
+		if !zero(r.tail.bytes) {
+			r.tail.at, r.tail.end = at, end
+			return
+		}
 	}
 }
 
-// lastPage returns the page that lies before the boundary at which the stream
-// goes on: from memory, the spool, or the archive.
-func (r *Receiver) lastPage(ctx context.Context, from segment.Position) ([]byte, error) {
-	if r.tail.end == r.pos.LSN && r.tail.bytes != nil {
-		return r.tail.bytes, nil
+// zero reports whether b holds nothing else.
+func zero(b []byte) bool { return bytes.Count(b, []byte{0}) == len(b) }
+
+// lastPage returns the last page that is not empty before the boundary at which
+// the stream goes on: from memory, the spool, or the archive. from is the page
+// before the boundary. A segment switch leaves empty pages at the end of any
+// history, so that these prove nothing.
+func (r *Receiver) lastPage(ctx context.Context, from segment.Position) (tailPage, error) {
+	if r.tail.end == r.pos.LSN {
+		return r.tail, nil
 	}
-	page := make([]byte, pageSize)
-	held, err := r.heldSegment(ctx, r.size.Name(from.Timeline, from.LSN))
-	if err == nil {
-		_, err = held.ReadAt(page, int64(r.size)-pageSize)
-		err = errors.Join(err, held.Close())
-	}
+	n := r.size.Name(from.Timeline, from.LSN)
+	held, err := r.heldSegment(ctx, n)
 	if err != nil {
-		return nil, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
+		return tailPage{}, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
 	}
-	return page, nil
+	last := tailPage{at: n.Start(r.size), end: r.pos.LSN}
+	for at, page, next := last.at, make([]byte, pageSize), make([]byte, pageSize); at < last.end && err == nil; at += pageSize {
+		if _, err = held.ReadAt(page, int64(r.size.Offset(at))); err == nil && (last.bytes == nil || !zero(page)) {
+			last.at, last.bytes = at, page
+			page, next = next, page
+		}
+	}
+	if err = errors.Join(err, held.Close()); err != nil {
+		return tailPage{}, fmt.Errorf("reading the end of the WAL that we hold, to compare it: %w", err)
+	}
+	return last, nil
 }
 
 // heldSegment opens a whole segment from the spool or the archive. It is read

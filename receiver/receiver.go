@@ -141,7 +141,7 @@ type Receiver struct {
 	system   uint64
 	history  segment.History // of the server's timeline at the last connect
 	seg      *spool.Segment  // open for writing; nil between segments
-	tail     tailPage        // last page of the segment before pos, when pos is a boundary
+	tail     tailPage        // of the segment before pos, when pos is a boundary
 	skipPage bool            // the server has no page before pos any more
 	reported segment.LSN     // highest flush LSN reported on pos.Timeline
 	server   segment.LSN     // highest end of WAL that the server announced
@@ -156,9 +156,11 @@ type Receiver struct {
 	heart heartbeat
 }
 
-// tailPage is the last WAL page of a segment that we hold.
+// tailPage is the last WAL page of a segment that we hold that is not empty.
+// Behind it there is nothing but zeros up to the segment's end.
 type tailPage struct {
-	end   segment.LSN // where it ends; a segment boundary
+	at    segment.LSN // where it begins
+	end   segment.LSN // of the segment
 	bytes []byte
 }
 

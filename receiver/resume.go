@@ -139,8 +139,9 @@ var errNextStart = errors.New("starting at another position")
 // startPosition returns what to ask the server for: the start of the segment
 // that holds the resume position, on the timeline that owns it; at an exact
 // boundary one page before, so that there is something to compare. page says
-// that the page before is included. A segment that is whole and was not sealed
-// (a crash between the two) is asked for again as if it were not whole.
+// that the page before is included; see lastPage for one that is empty. A
+// segment that is whole and was not sealed (a crash between the two) is asked
+// for again as if it were not whole.
 func (r *Receiver) startPosition() (from segment.Position, page bool) {
 	if r.size.Offset(r.pos.LSN) != 0 {
 		return segment.Position{Timeline: r.history.Owner(r.pos.LSN), LSN: r.size.Start(r.pos.LSN)}, false

@@ -42,7 +42,7 @@ type streaming struct {
 	disk   *syncer
 	srv    server
 	cursor segment.LSN // next byte expected from the server
-	page   []byte      // expected bytes of the page before the boundary; nil when none is compared
+	page   tailPage    // what is expected before the boundary; no bytes when nothing is compared
 	behind *lastRecord // what the first record must follow, when no page could be compared
 
 	batch   *replication.Batch // being worked on
@@ -67,6 +67,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 		if st.page, err = r.lastPage(ctx, from); err != nil {
 			return err
 		}
+		from.LSN, st.cursor = st.page.at, st.page.at
 	} else if r.skipPage && !r.fresh {
 		if st.behind, err = r.lastHeldRecord(ctx); err != nil {
 			return err
@@ -230,7 +231,7 @@ func (st *streaming) consume(ctx context.Context) (done bool, err error) {
 // into the spool, or compares them with what is there.
 func (st *streaming) take() (paused bool, err error) {
 	r := st.r
-	if st.page != nil {
+	if st.page.bytes != nil {
 		return false, st.takePage()
 	}
 	if r.seg == nil {
@@ -260,18 +261,22 @@ func (st *streaming) take() (paused bool, err error) {
 	return false, nil
 }
 
-// takePage compares the page before a boundary.
+// takePage compares the last page before a boundary, and the zeros behind it.
 func (st *streaming) takePage() error {
-	start := st.r.size.Start(st.r.pos.LSN) - pageSize
-	at := int(st.cursor - start)
-	n := min(len(st.rest), pageSize-at)
-	if err := st.compare(st.page[at:at+n], st.rest[:n], st.cursor); err != nil {
+	held := st.page.bytes
+	if behind := int(st.cursor - st.page.at); behind < pageSize {
+		held = held[behind:]
+	} else {
+		held = make([]byte, pageSize)
+	}
+	n := min(len(st.rest), len(held), int(st.page.end-st.cursor))
+	if err := st.compare(held[:n], st.rest[:n], st.cursor); err != nil {
 		return err
 	}
 	st.rest = st.rest[n:]
 	st.cursor += segment.LSN(n)
-	if at+n == pageSize {
-		st.page = nil
+	if st.cursor == st.page.end {
+		st.page = tailPage{}
 	}
 	return nil
 }
