@@ -63,9 +63,7 @@ func receivewal(name, method, ext string) contender {
 	return contender{
 		name: name,
 		command: func(t task) *exec.Cmd {
-			args := []string{"--dbname=" + t.w.pg.DSN("postgres"), "--slot=" + t.slot, "--directory=" + t.dir, "--no-loop",
-				// What it has written is told every second, not every ten.
-				"--status-interval=1"}
+			args := []string{"--dbname=" + t.w.pg.DSN("postgres"), "--slot=" + t.slot, "--directory=" + t.dir, "--no-loop"}
 			if ext != "" {
 				// The server's 14 does not know the flag, and does nothing
 				// without it.
@@ -172,7 +170,7 @@ func (c contender) start(t task) (*child, error) {
 func (r *child) wait() (figures, error) {
 	<-r.done
 	if r.err != nil {
-		return r.used, fmt.Errorf("%s: %w:\n%s", strings.Join(r.cmd.Args, " "), r.err, r.out.Bytes())
+		return r.used, fmt.Errorf("%s: %w:\n%s", strings.Join(r.cmd.Args, " "), r.err, bytes.TrimSpace(r.out.Bytes()))
 	}
 	return r.used, nil
 }

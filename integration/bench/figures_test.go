@@ -2,7 +2,11 @@ package bench
 
 import (
 	"os/exec"
+	"slices"
 	"testing"
+	"time"
+
+	"github.com/walferry/walferry/segment"
 )
 
 func TestMedian(t *testing.T) {
@@ -55,5 +59,27 @@ func TestPeak(t *testing.T) {
 		if got := peak(c.waited, c.sampled, c.ours); got != c.want {
 			t.Errorf("peak %v: %d", c, got)
 		}
+	}
+}
+
+// The lag in time is how long ago the server was where the position is.
+func TestLags(t *testing.T) {
+	epoch := time.Now()
+	at := func(ms int, current, flush segment.LSN) sample {
+		return sample{at: epoch.Add(time.Duration(ms) * time.Millisecond), current: current * 1e6, flush: flush * 1e6}
+	}
+	mb, ms := lags([]sample{
+		at(0, 100, 100),
+		at(100, 110, 0),   // nothing was reported: from the beginning on
+		at(200, 120, 105), // the server was there 50 ms after the beginning
+		at(300, 120, 120),
+		at(400, 140, 120), // it stood there from 200 ms on
+		at(500, 150, 90),  // before the beginning
+	}, func(s sample) segment.LSN { return s.flush })
+	if want := []float64{0, 10, 15, 0, 20, 50}; !slices.Equal(mb, want) {
+		t.Errorf("MB %v, want %v", mb, want)
+	}
+	if want := []float64{0, 100, 150, 0, 200, 500}; !slices.Equal(ms, want) {
+		t.Errorf("ms %v, want %v", ms, want)
 	}
 }
