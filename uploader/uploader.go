@@ -29,6 +29,7 @@ import (
 	"math"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/codec"
@@ -609,6 +610,7 @@ func (u *Uploader) segmentSize() segment.Size {
 // insist repeats do until it succeeds, or fails for a reason that does not
 // pass, or ctx ends.
 func (u *Uploader) insist(ctx context.Context, what string, do func() error) error {
+	var damaged time.Time // when the object was first found so
 	for {
 		if err := u.stoppedOr(ctx); err != nil {
 			return err
@@ -622,13 +624,28 @@ func (u *Uploader) insist(ctx context.Context, what string, do func() error) err
 			return nil
 		}
 		err = fmt.Errorf("%s: %w", what, err)
-		if errors.Is(err, archive.ErrConflict) || final(err) || ctx.Err() != nil {
+		if unfinished(err) && damaged.IsZero() {
+			damaged = time.Now()
+		}
+		settles := unfinished(err) && time.Since(damaged) < settling
+		if errors.Is(err, archive.ErrConflict) && !settles || final(err) || ctx.Err() != nil {
 			return err
 		}
 		if err := u.pause(ctx, err); err != nil {
 			return err
 		}
 	}
+}
+
+// settling is how long an object may be damaged before that is a conflict: an
+// archive_command that writes the same name in place is not at its end yet.
+const settling = time.Minute
+
+// unfinished reports whether err is a conflict with an object that cannot be
+// decoded.
+func unfinished(err error) bool {
+	var conflict *archive.ConflictError
+	return errors.As(err, &conflict) && conflict.Damaged != nil
 }
 
 // pause records a failure that may pass and waits until it is worth trying
