@@ -29,7 +29,7 @@ type frame interface {
 // timeline: then zeros follow up to the segment size. Any error but ctx's
 // means that the segment was given up.
 func (u *Uploader) encode(ctx context.Context, seg *spool.Segment, size segment.Size, coder *codec.Encoders) (frame, error) {
-	src := &padded{r: seg.Follow(ctx), left: int64(size)}
+	src := &padded{r: seg.FollowBlocks(ctx, blockSize), left: int64(size)}
 	buf := u.block()
 	defer u.blocks.Put(buf)
 	if coder.Method().Name == "none" {
@@ -54,7 +54,7 @@ func (u *Uploader) encode(ctx context.Context, seg *spool.Segment, size segment.
 		if err := u.pause(ctx, fmt.Errorf("compressing segment %s: %w", seg.Name(), err)); err != nil {
 			return nil, err
 		}
-		src = &padded{r: seg.Follow(ctx), left: int64(size)}
+		src = &padded{r: seg.FollowBlocks(ctx, blockSize), left: int64(size)}
 	}
 }
 

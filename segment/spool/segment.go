@@ -53,7 +53,8 @@ type Segment struct {
 	durable              segment.LSN   // bytes in front of it were synced since the segment was begun
 	named                bool          // the file's name is durable
 	finish               segment.LSN   // state finished: where
-	changed              chan struct{} // closed at the next change, nil while no reader waits
+	changed              chan struct{} // closed at the next change that is waited for, nil while no reader waits
+	waitedFor            segment.LSN   // of Advance's changes, the first that counts
 }
 
 // Name returns the segment's name.
@@ -248,7 +249,9 @@ func (g *Segment) Advance(to segment.LSN) {
 	defer g.mu.Unlock()
 	if to = min(to, g.written); to > g.advanced && g.state == open {
 		g.advanced = to
-		g.wake()
+		if to >= g.waitedFor {
+			g.wake()
+		}
 	}
 }
 
@@ -448,10 +451,15 @@ func (g *Segment) closeFile() error {
 // comes at the segment's end, sealed or not, or where it was finished. Any
 // number may be at work at once. Errors: ctx's, the one that ended the Segment
 // (ErrAbandoned among them), ErrDropped, ErrClosed, ErrFinished.
-func (g *Segment) Follow(ctx context.Context) io.Reader {
+func (g *Segment) Follow(ctx context.Context) io.Reader { return g.FollowBlocks(ctx, 1) }
+
+// FollowBlocks is Follow with a reader that also waits until its Read has as
+// many bytes as asked for or as a block has, unless no more will come: it is
+// woken once a block, not each time that something was written.
+func (g *Segment) FollowBlocks(ctx context.Context, block int) io.Reader {
 	pos := g.Start()
 	return readerFunc(func(p []byte) (int, error) {
-		to, err := g.await(ctx, pos)
+		to, err := g.await(ctx, pos, segment.LSN(min(block, len(p))))
 		if err != nil || len(p) == 0 {
 			return 0, err
 		}
@@ -471,27 +479,34 @@ type readerFunc func(p []byte) (int, error)
 
 func (f readerFunc) Read(p []byte) (int, error) { return f(p) }
 
-// await returns up to where there are bytes behind pos, as soon as there are.
-func (g *Segment) await(ctx context.Context, pos segment.LSN) (segment.LSN, error) {
+// await returns up to where there are bytes behind pos, as soon as there are at
+// least so many, or all that will ever be.
+func (g *Segment) await(ctx context.Context, pos, least segment.LSN) (segment.LSN, error) {
+	want := min(pos+max(least, 1), g.End())
 	for {
 		if err := ctx.Err(); err != nil {
 			return 0, err
 		}
 		g.mu.Lock()
 		st, err, to := g.state, g.err, g.advanced
-		if err == nil && to == pos && pos != g.End() && (st == open || st == held) && g.changed == nil {
-			g.changed = make(chan struct{})
+		more := err == nil && pos <= to && to < want && (st == open || st == held)
+		if more {
+			if g.changed == nil {
+				g.changed, g.waitedFor = make(chan struct{}), want
+			}
+			g.waitedFor = min(g.waitedFor, want)
 		}
 		changed := g.changed
 		g.mu.Unlock()
 		switch {
 		case err != nil:
 			return 0, fmt.Errorf("reading segment %s at %s: %w", g.name, pos, err)
-		case pos < to:
-			return to, nil
 		case pos > to:
 			return 0, fmt.Errorf("reading segment %s at %s: %w, at %s", g.name, pos, ErrFinished, to)
-		case st == sealed || st == finished || pos == g.End():
+		case more:
+		case pos < to:
+			return to, nil
+		default:
 			return 0, io.EOF
 		}
 		select {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -216,6 +217,60 @@ func TestFollow(t *testing.T) {
 		again, err := io.ReadAll(g.Follow(t.Context()))
 		if err != nil || !bytes.Equal(again, got) {
 			t.Fatalf("a second reader got %d bytes, %v", len(again), err)
+		}
+	})
+}
+
+// A reader of blocks is let at them when they are whole, at the rest where no
+// more comes, and not woken in between.
+func TestFollowBlocks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, g := begun(t)
+		defer func() { check(t, s.Close()) }()
+		log, _ := logs()
+		var mu sync.Mutex
+		var reads []int
+		var end error
+		slow := g.FollowBlocks(t.Context(), 10_000)
+		go func() {
+			for p := make([]byte, 10_000); ; {
+				n, err := slow.Read(p)
+				mu.Lock()
+				reads, end = append(reads, n), err
+				mu.Unlock()
+				if err != nil {
+					return
+				}
+			}
+		}()
+		for _, step := range []struct {
+			to   segment.LSN
+			want []int
+		}{
+			{base + 9_999, nil},
+			{base + 10_000, []int{10_000}},
+			{base + 10_001, []int{10_000}},
+			{base + 35_000, []int{10_000, 10_000, 10_000}},
+		} {
+			check(t, g.WriteAt(log.Bytes(g.Written(), step.to), g.Written()))
+			g.Advance(step.to)
+			synctest.Wait()
+			mu.Lock()
+			if !slices.Equal(reads, step.want) {
+				t.Errorf("up to %s: reads %v, want %v", step.to, reads, step.want)
+			}
+			mu.Unlock()
+			// One that takes every byte is not kept waiting by it.
+			if n, err := io.ReadFull(g.Follow(t.Context()), make([]byte, step.to-base)); err != nil {
+				t.Fatalf("up to %s: %d bytes, %v", step.to, n, err)
+			}
+		}
+		check(t, g.Finish(base+34_000))
+		synctest.Wait()
+		mu.Lock()
+		defer mu.Unlock()
+		if want := []int{10_000, 10_000, 10_000, 4_000, 0}; !slices.Equal(reads, want) || !errors.Is(end, io.EOF) {
+			t.Errorf("finished: reads %v, want %v; %v", reads, want, end)
 		}
 	})
 }
