@@ -6,13 +6,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/integration/s3server"
@@ -83,6 +86,9 @@ func scripted(t *testing.T, c Config, answers ...answer) (*script, *Store) {
 // between its rows.
 func TestAnswers(t *testing.T) {
 	ok := answer{status: 200}
+	skewed := xmlError(403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.")
+	ahead := xmlError(403, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.")
+	ahead.header["Date"] = time.Now().UTC().Add(time.Hour + 10*time.Second).Format(http.TimeFormat)
 	const get, put, putIfAbsent, list, del = "get", "put", "put-if-absent", "list", "delete"
 	all := []string{get, put, putIfAbsent, list, del}
 	for _, test := range []struct {
@@ -113,6 +119,10 @@ func TestAnswers(t *testing.T) {
 		{"403 SignatureDoesNotMatch", []answer{xmlError(403, "SignatureDoesNotMatch", "x")}, all, objstore.ErrDenied, false, []string{"SignatureDoesNotMatch"}, 1},
 		{"403 bare", []answer{{status: 403}}, all, objstore.ErrDenied, false, []string{"403"}, 1},
 		{"400 ExpiredToken", []answer{xmlError(400, "ExpiredToken", "The provided token has expired.")}, all, objstore.ErrDenied, false, []string{"ExpiredToken"}, 1},
+		{"403 RequestTimeTooSkewed", []answer{skewed}, all, objstore.ErrDenied, false, []string{"RequestTimeTooSkewed", "this host's clock", "set"}, 1},
+		// Once more with the store's time, in case that the clock cannot be set.
+		{"403 RequestTimeTooSkewed by a known time", []answer{ahead}, all, objstore.ErrDenied, false, []string{"RequestTimeTooSkewed", "this host's clock is 1h0m", "behind", "set"}, 2},
+		{"403 RequestTimeTooSkewed, then well", []answer{ahead, ok}, []string{put, putIfAbsent, del}, nil, true, nil, 2},
 		{"501 to the condition", []answer{xmlError(501, "NotImplemented", "A header you provided implies functionality that is not implemented")}, []string{putIfAbsent}, objstore.ErrConditionIgnored, false, nil, 1},
 		{"501 to others", []answer{xmlError(501, "NotImplemented", "x")}, []string{get, put}, nil, false, nil, 1},
 		{"503, then well", []answer{xmlError(503, "SlowDown", "x"), {status: 500}, xmlError(429, "TooManyRequests", "x"), ok}, []string{put, putIfAbsent, del}, nil, true, nil, 4},
@@ -150,6 +160,21 @@ func TestAnswers(t *testing.T) {
 					t.Errorf("%d requests, want %d", n, test.count)
 				}
 			})
+		}
+	}
+}
+
+// TestClosedConnections: which side of an exchange notices first that the
+// connection broke is chance; what is said of it names what happened, and not
+// the call that failed.
+func TestClosedConnections(t *testing.T) {
+	for err, want := range map[error]string{
+		&net.OpError{Op: "set", Net: "tcp", Err: net.ErrClosed}:       "the connection was closed",
+		fmt.Errorf("write: %w", io.ErrUnexpectedEOF):                  "the connection was closed",
+		&net.OpError{Op: "read", Net: "tcp", Err: syscall.ECONNRESET}: "read: connection reset by peer",
+	} {
+		if got := plain(fmt.Errorf("request send failed: %w", err)); got != want {
+			t.Errorf("%v is %q, want %q", err, got, want)
 		}
 	}
 }

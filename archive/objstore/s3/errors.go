@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws/retry"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
@@ -106,6 +107,8 @@ func (s *Store) failure(ctx context.Context, op, key string, conditional bool, e
 		e.kind, e.Message = objstore.ErrNoStore, "there is no bucket "+s.cfg.Bucket
 	case e.Code == "AccessDenied":
 		e.kind, e.Message = objstore.ErrDenied, strings.TrimSuffix(e.Message, ".")+" in bucket "+s.cfg.Bucket
+	case e.Code == "RequestTimeTooSkewed":
+		e.kind, e.Message = objstore.ErrDenied, skew(answer, time.Now())
 	case e.Code == "NoSuchKey" && e.Status == http.StatusNotFound:
 		e.kind = objstore.ErrNotFound
 	case e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized || deniedCodes[e.Code]:
@@ -119,6 +122,22 @@ func (s *Store) failure(ctx context.Context, op, key string, conditional bool, e
 		e.Message = fmt.Sprintf("the bucket is in region %s, not %s", region, s.region())
 	}
 	return e
+}
+
+// skew says what is wrong with this host's clock. (The SDK signs once more with
+// the time that the store tells: who comes here was not helped by that.)
+func skew(answer *awshttp.ResponseError, now time.Time) string {
+	if answer != nil && answer.Response != nil {
+		there, err := http.ParseTime(answer.Response.Header.Get("Date"))
+		switch off := there.Sub(now).Round(time.Minute); {
+		case err != nil:
+		case off >= time.Minute:
+			return fmt.Sprintf("this host's clock is %s behind the store's: set it", off)
+		case off <= -time.Minute:
+			return fmt.Sprintf("this host's clock is %s ahead of the store's: set it", -off)
+		}
+	}
+	return "this host's clock and the store's differ too much: set the one that is wrong"
 }
 
 // madeUp tells of a code that the SDK derived from the status, since the
@@ -190,10 +209,10 @@ func plain(err error) string {
 		return oneLine(fmt.Sprintf("look up %s: %s", dnsErr.Name, dnsErr.Err))
 	case errors.As(err, &tlsErr):
 		return oneLine(tlsErr.Err.Error())
+	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF) || errors.Is(err, net.ErrClosed):
+		return "the connection was closed"
 	case errors.As(err, &opErr):
 		return oneLine(opErr.Op + ": " + opErr.Err.Error())
-	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
-		return "the connection was closed"
 	case errors.As(err, &urlErr):
 		return oneLine(urlErr.Err.Error()) // without the URL, which may be long
 	}
