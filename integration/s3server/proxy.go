@@ -32,6 +32,9 @@ const (
 	Truncate Fault = "truncate"
 	// BlackHole takes the request and never answers.
 	BlackHole Fault = "black hole"
+	// ClockSkew answers 403 RequestTimeTooSkewed, with a Date an hour ahead:
+	// the store's clock is, or the client's is behind.
+	ClockSkew Fault = "clock skew"
 )
 
 // Proxy stands in front of an S3 server, and misbehaves when it is told to. It
@@ -45,6 +48,7 @@ type Proxy struct {
 
 	target string
 	client *http.Client
+	moving sync.RWMutex // read-locked by every request
 
 	mu     sync.Mutex
 	faults []*rule        // guarded by mu
@@ -98,6 +102,15 @@ func (p *Proxy) Inject(fault Fault, match string, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, &rule{fault: fault, match: match, left: n})
+}
+
+// Between runs do while no request is under way: those under way are answered
+// before, later ones come after it. So a fault that do injects, or a change of
+// the server, falls into no request's middle. Not while there is a black hole.
+func (p *Proxy) Between(do func()) {
+	p.moving.Lock()
+	defer p.moving.Unlock()
+	do()
 }
 
 // Slow makes every request wait so long before it is passed on; 0 ends it.
@@ -161,6 +174,8 @@ func (p *Proxy) take(r *http.Request) (Fault, time.Duration, <-chan struct{}) {
 
 // ServeHTTP passes a request on.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	p.moving.RLock()
+	defer p.moving.RUnlock()
 	fault, slow, hole := p.take(r)
 	if slow > 0 {
 		select {
@@ -170,10 +185,10 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	switch fault {
 	case Unavailable:
-		w.Header().Set("Content-Type", "application/xml")
-		w.WriteHeader(http.StatusServiceUnavailable)
-		// A client that is gone needs no answer.
-		_, _ = io.WriteString(w, `<?xml version="1.0"?><Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message><RequestId>proxy</RequestId></Error>`)
+		refuse(w, http.StatusServiceUnavailable, "SlowDown", "Please reduce your request rate.")
+	case ClockSkew:
+		w.Header().Set("Date", time.Now().UTC().Add(time.Hour).Format(http.TimeFormat))
+		refuse(w, http.StatusForbidden, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.")
 	case BlackHole:
 		<-hole
 		panic(http.ErrAbortHandler)
@@ -188,6 +203,14 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		p.pass(w, r, fault)
 	}
+}
+
+// refuse answers as S3 does.
+func refuse(w http.ResponseWriter, status int, code, message string) {
+	w.Header().Set("Content-Type", "application/xml")
+	w.WriteHeader(status)
+	// A client that is gone needs no answer.
+	_, _ = fmt.Fprintf(w, `<?xml version="1.0"?><Error><Code>%s</Code><Message>%s</Message><RequestId>proxy</RequestId></Error>`, code, message)
 }
 
 // pass sends the request to the server and the answer back.

@@ -98,6 +98,7 @@ func TestProxyFaults(t *testing.T) {
 		failed bool // the exchange
 	}{
 		{s3server.Unavailable, "PUT", false, 503, false},
+		{s3server.ClockSkew, "PUT", false, 403, false},
 		{s3server.LostAnswer, "PUT", true, 0, true},
 		{s3server.Reset, "PUT", false, 0, true},
 		{s3server.Reset, "GET", true, 200, true},
@@ -172,6 +173,62 @@ func TestProxyBlackHole(t *testing.T) {
 	}
 	if got := p.Counts()["LIST wal_005"]; got != 1 {
 		t.Errorf("counts are %v", p.Counts())
+	}
+}
+
+// TestProxyBetween: nothing is under way between requests.
+func TestProxyBetween(t *testing.T) {
+	came := make(chan string, 1)
+	p := behind(t, came)
+	p.Slow(50 * time.Millisecond)
+	answered := make(chan error, 1)
+	go func() {
+		_, _, err := do(t, "GET", p.URL+"/b/k", "")
+		answered <- err
+	}()
+	for p.Counts()["GET"] == 0 {
+		time.Sleep(time.Millisecond)
+	}
+	p.Between(func() {
+		if len(came) != 1 {
+			t.Error("a request is still under way")
+		}
+		p.Slow(0)
+		go func() {
+			_, _, err := do(t, "GET", p.URL+"/b/k", "")
+			answered <- err
+		}()
+		time.Sleep(50 * time.Millisecond)
+		if p.Counts()["GET"] != 1 {
+			t.Error("a request was let in")
+		}
+		<-came
+	})
+	for range 2 {
+		if err := <-answered; err != nil {
+			t.Error(err)
+		}
+	}
+	if len(came) != 1 {
+		t.Error("the second request did not come")
+	}
+}
+
+// TestProxyClock: a store that is an hour ahead says so.
+func TestProxyClock(t *testing.T) {
+	p := behind(t, make(chan string, 1))
+	p.Inject(s3server.ClockSkew, "", 1)
+	r, err := http.Get(p.URL + "/b/k")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(r.Body)
+	if err = errors.Join(err, r.Body.Close()); err != nil || !strings.Contains(string(b), "<Code>RequestTimeTooSkewed</Code>") {
+		t.Errorf("the answer is %q (%v)", b, err)
+	}
+	there, err := http.ParseTime(r.Header.Get("Date"))
+	if ahead := time.Until(there); err != nil || ahead < 30*time.Minute {
+		t.Errorf("the store's clock is %v ahead (%v)", ahead, err)
 	}
 }
 
