@@ -111,6 +111,9 @@ func (f *feedback) send(st *streaming, now time.Time) error {
 	f.due, f.moved, f.question = false, false, false
 	f.last, f.lastSent, f.sent = status, now, true
 	st.r.reported = max(st.r.reported, status.Flush)
+	if status.Write != 0 {
+		st.r.created = false // in use: what it retains from now on nobody else has
+	}
 	return nil
 }
 

@@ -145,7 +145,7 @@ type Receiver struct {
 	skipPage bool            // the server has no page before pos any more
 	reported segment.LSN     // highest flush LSN reported on pos.Timeline
 	server   segment.LSN     // highest end of WAL that the server announced
-	created  bool            // this run made the slot
+	created  bool            // this run made the slot, and has not reported anything yet
 	slotSeen bool            // the slot was there when last used
 	toldKeep bool            // max_slot_wal_keep_size was warned of
 
@@ -226,7 +226,7 @@ func (r *Receiver) Run(ctx context.Context) error {
 		case r.spool.Failed() != nil:
 			return fmt.Errorf("%w: %w", ErrSpoolFailed, r.spool.Failed())
 		case Final(err):
-			return errors.Join(err, r.dropCreatedSlot(ctx))
+			return errors.Join(err, r.dropCreatedSlot(ctx, err))
 		case r.o.NoLoop:
 			return err
 		}
@@ -260,10 +260,12 @@ func Final(err error) bool {
 	return false
 }
 
-// dropCreatedSlot removes the slot that this run made when the run refuses: a
-// slot that nobody reads fills the primary's disk.
-func (r *Receiver) dropCreatedSlot(ctx context.Context) error {
-	if !r.created {
+// dropCreatedSlot removes the slot that this run made when the run refuses to
+// begin: a slot that nobody reads fills the primary's disk. A run that ends
+// later leaves it: it retains the WAL that follows what we hold. On a foreign
+// cluster a slot of that name is not the one that was made.
+func (r *Receiver) dropCreatedSlot(ctx context.Context, why error) error {
+	if !r.created || errors.Is(why, segment.ErrForeignCluster) {
 		return nil
 	}
 	if err := r.dropSlot(ctx); err != nil {
