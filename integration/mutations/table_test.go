@@ -156,6 +156,24 @@ func table() []mutation {
 			pkg: "uploader", run: "TestTheOldestIsStoredFirst",
 		},
 		{
+			promise: "invariant 3", breaks: "an empty page before a boundary is taken for proof",
+			file: "receiver/overlap.go",
+			old:  "(last.bytes == nil || !zero(page))", new: "(last.bytes == nil || page != nil)",
+			pkg: "receiver", run: "TestSetBackBehindASwitch",
+		},
+		{
+			promise: "invariant 3", breaks: "a slot that was streamed from is dropped when the run ends",
+			file: "receiver/feedback.go",
+			old:  "st.r.created = false", new: "st.r.created = st.r.created && true",
+			pkg: "receiver", run: "TestASlotThatWasStreamedFromStays",
+		},
+		{
+			promise: "invariant 2", breaks: "the half of a file is taken for a conflict",
+			file: "uploader/uploader.go",
+			old:  "settles := unfinished(err) && time.Since(damaged) < settling", new: "settles := unfinished(err) && damaged.IsZero()",
+			pkg: "uploader", run: "TestAnObjectThatIsBeingWritten",
+		},
+		{
 			promise: "invariant 3", breaks: "a hole does not end the archive's run",
 			file: "archive/run.go",
 			old:  "if number != next {", new: "if number < next {",
