@@ -129,6 +129,7 @@ type Receiver struct {
 	log      *slog.Logger
 	trouble  *patience.Trouble // with the server
 	asking   *patience.Trouble // with the archive, before the stream begins
+	writing  *patience.Trouble // with the spool's disk
 
 	// What Run's goroutine knows between attempts.
 	held     []*spool.Segment // the spool as it was found
@@ -177,6 +178,7 @@ func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
 		spool: sp, archive: ar, uploader: up, o: o, log: o.Log,
 		trouble: patience.New(o.Log, "receive from the server"),
 		asking:  patience.New(o.Log, "ask the archive where it ends, without which nothing can be received"),
+		writing: patience.New(o.Log, "write to the spool"),
 		held:    sp.Segments(),
 		heart:   heartbeat{epoch: time.Now()},
 	}
@@ -234,8 +236,11 @@ func (r *Receiver) Run(ctx context.Context) error {
 			r.log.Info("the server is shutting down; waiting for it to come back")
 		}
 		trouble := r.trouble
-		if errors.As(err, new(*archiveError)) {
+		switch {
+		case errors.As(err, new(*archiveError)):
 			trouble = r.asking
+		case errors.As(err, new(*spoolError)):
+			trouble = r.writing
 		}
 		if waitErr := trouble.Wait(ctx, err); waitErr != nil {
 			return nil
@@ -248,6 +253,13 @@ type archiveError struct{ err error }
 
 func (e *archiveError) Error() string { return e.err.Error() }
 func (e *archiveError) Unwrap() error { return e.err }
+
+// spoolError is a failure of the spool's disk, as against one of the server.
+// What was received and is not durable is streamed again.
+type spoolError struct{ err error }
+
+func (e *spoolError) Error() string { return e.err.Error() }
+func (e *spoolError) Unwrap() error { return e.err }
 
 // Final reports whether err must not be answered by trying again.
 func Final(err error) bool {

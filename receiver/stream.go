@@ -304,7 +304,7 @@ func (st *streaming) open() (paused bool, err error) {
 		return true, nil
 	}
 	if err != nil {
-		return false, err
+		return false, &spoolError{err}
 	}
 	if st.full {
 		st.full = false
@@ -360,7 +360,7 @@ func (st *streaming) store(p []byte) error {
 			if errors.Is(err, spool.ErrConflict) {
 				return fmt.Errorf("%w (we hold WAL up to %s): %w", ErrConflict, r.pos, err)
 			}
-			return err
+			return &spoolError{err}
 		}
 		return nil
 	}
@@ -467,8 +467,9 @@ func (st *streaming) synced(res syncResult) error {
 		// The kernel may have dropped what was written: nothing of it is
 		// believed. It is given up and streamed again from what is durable.
 		st.giveUp()
-		return fmt.Errorf("making segment %s durable: %w", res.seg.Name(), res.err)
+		return &spoolError{fmt.Errorf("making segment %s durable: %w", res.seg.Name(), res.err)}
 	}
+	r.writing.Over()
 	if res.sealed {
 		st.disk.queue = st.disk.queue[1:]
 		st.feedback.due = true // a report at each seal
