@@ -143,6 +143,7 @@ type Receiver struct {
 	history  segment.History // of the server's timeline at the last connect
 	seg      *spool.Segment  // open for writing; nil between segments
 	tail     tailPage        // of the segment before pos, when pos is a boundary
+	unsealed segment.Name    // ends at pos, durable, and was given up before its seal; asked for again
 	skipPage bool            // the server has no page before pos any more
 	reported segment.LSN     // highest flush LSN reported on pos.Timeline
 	server   segment.LSN     // highest end of WAL that the server announced

@@ -150,8 +150,9 @@ func (r *Receiver) startPosition() (from segment.Position, page bool) {
 		return segment.Position{Timeline: r.pos.Timeline, LSN: r.pos.LSN}, false
 	}
 	before := segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}
-	if g, held := r.find(r.size.Name(before.Timeline, before.LSN)); held && !g.Sealed() {
-		return segment.Position{Timeline: before.Timeline, LSN: g.Start()}, false
+	n := r.size.Name(before.Timeline, before.LSN)
+	if g, held := r.find(n); held && !g.Sealed() || !held && n == r.unsealed {
+		return segment.Position{Timeline: before.Timeline, LSN: n.Start(r.size)}, false
 	}
 	return before, true
 }

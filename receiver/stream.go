@@ -486,7 +486,12 @@ func (st *streaming) synced(res syncResult) error {
 // position that is.
 func (st *streaming) giveUp() {
 	r := st.r
+	r.pos.LSN = min(r.pos.LSN, r.spooled)
+	r.unsealed = segment.Name{}
 	for _, g := range st.disk.queue {
+		if g.End() == r.pos.LSN {
+			r.unsealed = g.Name()
+		}
 		g.Abandon()
 	}
 	if r.seg != nil {
@@ -495,7 +500,6 @@ func (st *streaming) giveUp() {
 	st.disk.queue = nil
 	r.seg = nil
 	r.tail = tailPage{}
-	r.pos.LSN = min(r.pos.LSN, r.spooled)
 	r.fresh = r.pos.LSN == r.begin // nothing is held again
 }
 
