@@ -72,13 +72,15 @@ type Options struct {
 
 // Uploader ships segments. Its methods may be called concurrently.
 type Uploader struct {
-	spool   Spool
-	archive Archive
-	o       Options
-	log     *slog.Logger
-	trouble *patience.Trouble
-	changed chan struct{} // capacity 1: something a caller may wait for has changed
-	news    chan struct{} // capacity 1: there may be a history that is not stored
+	spool    Spool
+	archive  Archive
+	o        Options
+	log      *slog.Logger
+	trouble  *patience.Trouble
+	removing *patience.Trouble // of what is stored from the spool
+	changed  chan struct{}     // capacity 1: something a caller may wait for has changed
+	news     chan struct{}     // capacity 1: there may be a history that is not stored
+	stuck    chan struct{}     // capacity 1: there is something in undropped
 
 	blocks sync.Pool // of *[blockSize]byte
 
@@ -91,18 +93,19 @@ type Uploader struct {
 	sending   turn // one history at a time; guards what follows
 	histories map[segment.Timeline]bool
 
-	mu       sync.Mutex
-	queue    []*item          // taken and not yet dropped, in the spool's order
-	base     segment.Position // end of the archive's run when it was asked
-	baseSet  bool
-	front    segment.Position
-	frontSet bool
-	stored   map[segment.Name]segment.LSN // stored ends that front has not passed yet
-	switches map[segment.Timeline]switchpoint
-	anchored bool          // this run has stored a segment
-	moved    chan struct{} // closed, and made anew, when a segment has been stored or given up
-	stopped  error         // why shipping stopped for good
-	size     segment.Size
+	mu        sync.Mutex
+	queue     []*item          // taken and not yet dropped, in the spool's order
+	undropped []*item          // stored, and still in the spool, which could not remove them
+	base      segment.Position // end of the archive's run when it was asked
+	baseSet   bool
+	front     segment.Position
+	frontSet  bool
+	stored    map[segment.Name]segment.LSN // stored ends that front has not passed yet
+	switches  map[segment.Timeline]switchpoint
+	anchored  bool          // this run has stored a segment
+	moved     chan struct{} // closed, and made anew, when a segment has been stored or given up
+	stopped   error         // why shipping stopped for good
+	size      segment.Size
 }
 
 // turn is a lock whose wait ends with a context: what it guards may wait for a
@@ -141,8 +144,10 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 	return &Uploader{
 		spool: sp, archive: ar, o: o, log: o.Log,
 		trouble:   patience.New(o.Log, "write to the archive"),
+		removing:  patience.New(o.Log, "remove shipped segments from the spool"),
 		changed:   make(chan struct{}, 1),
 		news:      make(chan struct{}, 1),
+		stuck:     make(chan struct{}, 1),
 		taking:    make(turn, 1),
 		claiming:  make(turn, 1),
 		sending:   make(turn, 1),
@@ -174,6 +179,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 			cancel(err)
 		}
 	})
+	wg.Go(func() { u.workDrops(ctx) })
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -456,17 +462,70 @@ func (u *Uploader) finish(it *item) {
 	u.advance()
 	drop := u.droppable()
 	u.mu.Unlock()
-	for _, d := range drop {
-		// Safe: the archive has answered that an object with this content and
-		// the right checksum is there, and so for every older segment.
-		if err := u.spool.Drop(d.seg); err != nil {
-			u.log.Error("cannot remove a shipped segment from the spool; the next start tries again", "segment", d.seg.Name().String(), "error", err.Error())
+	// Safe: the archive has answered that an object with this content and the
+	// right checksum is there, and so for every older segment.
+	if err := u.drop(drop); err != nil {
+		u.removing.Failed(err)
+		select {
+		case u.stuck <- struct{}{}:
+		default:
 		}
 	}
+	u.dropped()
+}
+
+// drop removes segments from the spool. Those that cannot be removed are kept
+// in mind, for workDrops.
+func (u *Uploader) drop(items []*item) (failed error) {
+	for _, it := range items {
+		err := u.spool.Drop(it.seg)
+		if err == nil || errors.Is(err, spool.ErrDropped) || errors.Is(err, spool.ErrClosed) {
+			continue
+		}
+		failed = err
+		u.mu.Lock()
+		u.undropped = append(u.undropped, it)
+		u.mu.Unlock()
+	}
+	return failed
+}
+
+// dropped takes account of what has left the spool: it no longer bounds the
+// base.
+func (u *Uploader) dropped() {
 	u.mu.Lock()
-	u.advance() // what has left the spool no longer bounds the base
+	u.advance()
 	u.mu.Unlock()
 	u.notify()
+}
+
+// workDrops tries again what could not be removed from the spool: else it would
+// stay full of what the archive has, and nothing more would come. Shipping does
+// not wait for it.
+func (u *Uploader) workDrops(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-u.stuck:
+		}
+		for wait := patience.First; ; {
+			if u.removing.Sleep(ctx, wait) != nil {
+				return
+			}
+			u.mu.Lock()
+			again := u.undropped
+			u.undropped = nil
+			u.mu.Unlock()
+			err := u.drop(again)
+			if err == nil {
+				break
+			}
+			wait = u.removing.Failed(err)
+		}
+		u.removing.Over()
+		u.dropped()
+	}
 }
 
 // droppable takes from the queue what is stored and has no older segment that
