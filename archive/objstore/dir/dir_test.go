@@ -149,6 +149,44 @@ func TestRootReplaced(t *testing.T) {
 	}
 }
 
+// TestRootReplacedDuringAPut: the file system is unmounted, lazily, between two
+// steps of a put: its mount point is not written to, and the error says what it
+// is.
+func TestRootReplacedDuringAPut(t *testing.T) {
+	for _, first := range []bool{true, false} {
+		root := filepath.Join(t.TempDir(), "mnt")
+		s := open(t, root, Create)
+		if !first {
+			put(t, s, "wal_005/a", "content")
+		}
+		body := swapping{Body: objstore.Bytes([]byte("more")), swap: func() {
+			if err := os.Rename(root, root+".away"); err == nil {
+				if err := os.Mkdir(root, 0o700); err != nil {
+					t.Error(err)
+				}
+			}
+		}}
+		err := s.PutIfAbsent(t.Context(), "wal_005/b", body)
+		if !errors.Is(err, objstore.ErrNoStore) {
+			t.Errorf("a put in whose middle the root was replaced: %v", err)
+		}
+		if entries, err := os.ReadDir(root); err != nil || len(entries) > 0 {
+			t.Errorf("the mount point has %v (%v)", entries, err)
+		}
+	}
+}
+
+// swapping is a body in whose middle something happens.
+type swapping struct {
+	objstore.Body
+	swap func()
+}
+
+func (b swapping) ReadAt(p []byte, off int64) (int, error) {
+	b.swap()
+	return b.Body.ReadAt(p, off)
+}
+
 // TestMountedAgain: the device number may change with a mount.
 func TestMountedAgain(t *testing.T) {
 	s := open(t, t.TempDir())

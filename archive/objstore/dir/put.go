@@ -55,6 +55,11 @@ func (s *Store) put(ctx context.Context, key string, body objstore.Body, place f
 		return err
 	}
 	err = s.putInside(ctx, key, body, place)
+	if noSuchFile(err) {
+		if gone := s.check(); gone != nil {
+			err = gone // unmounted in its middle
+		}
+	}
 	if cerr := root.Close(); err == nil {
 		err = cerr
 	}
@@ -205,7 +210,9 @@ func (s *Store) inDir(dir string, place func() error) error {
 }
 
 // makeDir makes the directory rel below the root, with its parents. On nil
-// their names are durable, whoever made them.
+// their names are durable, whoever made them. The root is looked at once more:
+// this is the one step of a put that could leave something in the mount point
+// of a file system that was unmounted since.
 func (s *Store) makeDir(rel string) error {
 	if rel == "." {
 		return nil
@@ -218,6 +225,9 @@ func (s *Store) makeDir(rel string) error {
 	}
 	parent := path.Dir(rel)
 	if err := s.makeDir(parent); err != nil {
+		return err
+	}
+	if err := s.check(); err != nil {
 		return err
 	}
 	if err := os.Mkdir(s.file(rel), dirPerm); err != nil && !errors.Is(err, fs.ErrExist) {
