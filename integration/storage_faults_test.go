@@ -1,12 +1,15 @@
 package integration
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -37,7 +40,7 @@ func (s *bucketScene) storageFaults() []storageFault {
 	hole := storageFault{name: "black hole", begin: inject(s3server.BlackHole, ""), end: s.proxy.Heal}
 	if theLab.full {
 		// Four attempts, each of which waits for half a minute.
-		hole.says, hole.after = `no answer from http://127\.0\.0\.1:\d+: nothing moved on the connection for too long`, 2 * time.Minute
+		hole.says, hole.after = `no answer from http://127\.0\.0\.1:\d+: nothing moved on the connection for too long`, 2*time.Minute
 	}
 	return []storageFault{
 		{name: "slow", begin: between(func() { s.proxy.Slow(1500 * time.Millisecond) }), end: healed, stored: true},
@@ -290,4 +293,212 @@ func usageOf(t *testing.T, p *process) (u usage) {
 	}
 	u.descriptors = len(open)
 	return u
+}
+
+// The spool's disk is full, of other people's files: the receiver says so
+// once, waits, and goes on when there is room.
+func TestFullDisk(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{settings: map[string]string{"wal_sender_timeout": "3s"}})
+	mount(t, "tmpfs", s.spool, "tmpfs", 0, "size=8m,mode=0700")
+	if err := theLab.account.Own(s.spool); err != nil {
+		t.Fatal(err)
+	}
+	r := s.receive()
+	first := s.slotSegment()
+	s.table()
+	s.awaitSealed(first, s.switchWAL())
+	ballast := filepath.Join(s.spool, "of somebody else")
+	if err := os.WriteFile(ballast, make([]byte, 5<<20), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s.move(s.archive, s.archive+".away")
+	for range 8 {
+		s.fill(1000)
+		s.switchWAL()
+	}
+	r.awaitLog(`the spool is full: reception waits .*no space left on device`)
+	if n := len(spooled(t, s.spool)); n > 3 {
+		t.Errorf("%d segments are where there is room for 3", n)
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	r.awaitLog(`the spool has room again`)
+	eventually(t, "reception to go on into the new room", func() bool { return len(spooled(t, s.spool)) > 4 })
+	s.move(s.archive+".away", s.archive)
+	last := s.switchWAL()
+	s.awaitSealed(first, last)
+	s.checkArchive(first, last)
+	r.stop()
+	if n := strings.Count(r.log(), "the spool is full"); n != 1 {
+		t.Errorf("it was told %d times that the spool is full", n)
+	}
+}
+
+// A spool that cannot be written is refused at the start, in one line that
+// says what it is, and the server gets no slot.
+func TestSpoolNotWritableAtStart(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{})
+	refused := func(says string) {
+		t.Helper()
+		r := s.receive()
+		r.exits(1)
+		if log := r.log(); strings.Count(log, "walferry: error:") != 1 || !strings.Contains(log, s.spool) || !strings.Contains(log, says) {
+			t.Errorf("want one line that says %s", says)
+		}
+		if n := s.sql("SELECT count(*) FROM pg_replication_slots"); n != "0" {
+			t.Errorf("the server has %s slots", n)
+		}
+	}
+	if err := os.Chmod(s.spool, 0o500); err != nil {
+		t.Fatal(err)
+	}
+	refused("permission denied")
+	if err := os.Chmod(s.spool, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	readOnly(t, s.spool)
+	refused("read-only file system")
+}
+
+// The spool becomes read-only in the run, as after an error of its disk. That
+// is told as what it is, what the spool holds goes into the archive all the
+// same, and what cannot be made durable is not reported and asked for again:
+// when the spool can be written again nothing is missing.
+func TestSpoolBecomesReadOnly(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{})
+	r := s.receive()
+	first := s.slotSegment()
+	s.table()
+	s.fill(1000)
+	s.awaitSealed(first, s.switchWAL())
+	s.move(s.archive, s.archive+".away")
+	s.fill(1000)
+	held := s.switchWAL()
+	eventually(t, "a segment in the spool", func() bool { return slices.Contains(spooled(t, s.spool), held.String()) })
+
+	writable := readOnly(t, s.spool)
+	for range 5 {
+		s.fill(1000)
+		s.switchWAL()
+	}
+	r.awaitLog(`cannot write to the spool; trying again until it works .*read-only file system`)
+	s.move(s.archive+".away", s.archive)
+	s.awaitSealed(first, held)
+	r.awaitLog(`cannot remove shipped segments from the spool; trying again until it works .*read-only file system`)
+	if restart := s.restartLSN(); restart > held.Next(s.size).End(s.size) {
+		t.Errorf("restart_lsn is %s, and the spool cannot be written behind segment %s", restart, held)
+	}
+	writable()
+	last := s.switchWAL()
+	s.awaitSealed(first, last)
+	s.checkArchive(first, last)
+	r.awaitLog(`can write to the spool again`)
+	r.awaitLog(`can remove shipped segments from the spool again`)
+	if strings.Contains(r.log(), "receive from the server") {
+		t.Error("it is told as trouble with the server")
+	}
+	r.stop()
+	if files := spooled(t, s.spool); len(files) > 1 {
+		t.Errorf("the spool holds %v, of which all but the last are in the archive", files)
+	}
+}
+
+// The archive is a directory on a volume, and the volume is unmounted in the
+// run: nothing is written into the mount point, and when the volume is mounted
+// again everything comes there.
+func TestArchiveUnmounted(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{})
+	point, volume := s.archive, filepath.Join(s.dir, "volume")
+	if err := theLab.account.MkdirAll(volume); err != nil {
+		t.Fatal(err)
+	}
+	unmount := mount(t, volume, point, "", syscall.MS_BIND, "")
+	r := s.receive()
+	first := s.slotSegment()
+	l := s.pgbench()
+	s.awaitSealed(first, first)
+	for range rounds(2, 20) {
+		mark := len(r.log())
+		s.sql("CHECKPOINT")
+		unmount()
+		eventually(t, "a line that tells it", func() bool { return len(aboutArchive(r.log()[mark:])) > 0 })
+		if line := aboutArchive(r.log()[mark:])[0]; !strings.Contains(line, "no such store") || !strings.Contains(line, point) || !strings.Contains(line, "was its file system unmounted?") {
+			t.Errorf("the line does not say what is wrong: %s", line)
+		}
+		from := s.written()
+		eventually(t, "the receiver to go on", func() bool { return s.written() >= from+3*segment.LSN(s.size) })
+		if files := everything(t, point); len(files) > 0 {
+			t.Errorf("the mount point was written to: %v", files)
+		}
+		unmount = mount(t, volume, point, "", syscall.MS_BIND, "")
+		before := len(s.sealed())
+		eventually(t, "segments in the archive again", func() bool { return len(s.sealed()) > before+3 })
+	}
+	l.stop()
+	last := s.switchWAL()
+	s.awaitSealed(first, last)
+	s.checkArchive(first, last)
+	r.stop()
+	unmount()
+	if files := everything(t, point); len(files) > 0 {
+		t.Errorf("the mount point was written to: %v", files)
+	}
+}
+
+// everything lists what is in a directory.
+func everything(t *testing.T, dir string) (names []string) {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		names = append(names, e.Name())
+	}
+	return names
+}
+
+// mount mounts something until the end of the test or until the function that
+// it returns is called. Where that is not allowed the test is skipped.
+func mount(t *testing.T, source, target, kind string, flags uintptr, data string) (unmount func()) {
+	t.Helper()
+	err := syscall.Mount(source, target, kind, flags, data)
+	if errors.Is(err, syscall.EPERM) || errors.Is(err, syscall.EACCES) {
+		t.Skipf("NOT TESTED: mounting needs more rights: %v", err)
+	}
+	if err != nil {
+		t.Fatalf("mount %s: %v", target, err)
+	}
+	mounted := true
+	unmount = func() {
+		t.Helper()
+		if !mounted {
+			return
+		}
+		mounted = false
+		// Lazily: whoever has files open there keeps them.
+		if err := syscall.Unmount(target, syscall.MNT_DETACH); err != nil {
+			t.Errorf("unmount %s: %v", target, err)
+		}
+	}
+	t.Cleanup(unmount)
+	return unmount
+}
+
+// readOnly makes a directory read-only for whoever opens, makes or removes a
+// file in it from now on, until the function that it returns is called. (A file
+// system with files that are open for writing cannot be made read-only by hand;
+// so another view of it is put in its place.)
+func readOnly(t *testing.T, dir string) (writable func()) {
+	t.Helper()
+	writable = mount(t, dir, dir, "", syscall.MS_BIND, "")
+	if err := syscall.Mount("", dir, "", syscall.MS_BIND|syscall.MS_REMOUNT|syscall.MS_RDONLY, ""); err != nil {
+		t.Fatalf("remount %s read-only: %v", dir, err)
+	}
+	return writable
 }
