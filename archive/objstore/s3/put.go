@@ -23,10 +23,12 @@ import (
 // A store may answer 412 as soon as it has seen the headers, and close the
 // connection while the body is still on its way: the reset can overtake the
 // answer. So after a connection that broke, the object itself is asked for:
-// one byte of it proves that it exists.
+// one byte of it proves that it exists. Not for a small body, which is sent
+// before any answer can come: the probe whether a store honours the condition
+// is one, and nothing but the store's own 412 may answer that.
 func (s *Store) PutIfAbsent(ctx context.Context, key string, body objstore.Body) error {
 	err := s.put(ctx, "put-if-absent", key, body, true)
-	if !broke(err) || body.Size() == 0 || ctx.Err() != nil {
+	if !broke(err) || body.Size() < earlyAnswer || ctx.Err() != nil {
 		return err
 	}
 	first, _, getErr := s.GetRange(ctx, key, 0, 1)
@@ -37,6 +39,10 @@ func (s *Store) PutIfAbsent(ctx context.Context, key string, body objstore.Body)
 	_ = first.Close()
 	return &Error{Op: "put-if-absent", Key: key, Message: "it is there; the connection broke before the answer to the put", kind: objstore.ErrExists, cause: err}
 }
+
+// earlyAnswer is from how many bytes on a body may still be on its way when the
+// answer comes.
+const earlyAnswer = 16 << 10
 
 // broke tells of a connection that ended in the middle of an exchange. Which of
 // these it is hangs on who noticed first, the writing or the reading side.
