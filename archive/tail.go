@@ -1,0 +1,93 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/walferry/walferry/archive/codec"
+	"github.com/walferry/walferry/archive/objstore"
+	"github.com/walferry/walferry/segment"
+)
+
+// tailDir is where tail objects are. A lifecycle rule may clean it up.
+const tailDir = "wal_tail_005/"
+
+// Tail names a tail object: a part of a segment that is not whole yet. Every
+// one is chained to all before it by the checksum in its name, so that the
+// name fixes the bytes.
+type Tail struct {
+	Segment    segment.Name
+	Start, End uint32 // the bytes [Start, End) of the segment
+	CRC        uint32 // CRC32C of the segment's bytes [0, End)
+}
+
+// String returns the object's name below wal_tail_005/, without extension.
+func (t Tail) String() string {
+	return fmt.Sprintf("%s/%08X-%08X-%08X", t.Segment, t.Start, t.End, t.CRC)
+}
+
+func (t Tail) key(m codec.Method) string { return tailDir + t.String() + m.Ext() }
+
+func (t Tail) check() error {
+	if t.Start >= t.End {
+		return fmt.Errorf("tail object %s holds nothing", t)
+	}
+	return nil
+}
+
+// tailKey takes a tail object's key apart; ok is false when it is none. ext is
+// what follows the name, with its dot.
+func tailKey(key string) (t Tail, ext string, ok bool) {
+	text, ok := strings.CutPrefix(key, tailDir)
+	const name = 24 + len("/") + 3*8 + 2*len("-")
+	if !ok || len(text) < name || text[24] != '/' || text[33] != '-' || text[42] != '-' {
+		return Tail{}, "", false
+	}
+	n, err := segment.ParseName(text[:24])
+	if err != nil {
+		return Tail{}, "", false
+	}
+	t.Segment = n
+	for i, at := range []*uint32{&t.Start, &t.End, &t.CRC} {
+		digits := text[25+9*i : 33+9*i]
+		v, err := strconv.ParseUint(digits, 16, 32)
+		if err != nil || strings.ToUpper(digits) != digits || strings.ContainsAny(digits, "+-_") {
+			return Tail{}, "", false
+		}
+		*at = uint32(v)
+	}
+	ext = text[name:]
+	return t, ext, t.check() == nil && (ext == "" || ext[0] == '.')
+}
+
+// PutTail stores a tail object whose bytes, encoded by m, are frame. On nil an
+// object of that name is durable and readable; one that was there already is
+// success, since the name fixes the bytes.
+func (a *Archive) PutTail(ctx context.Context, t Tail, m codec.Method, frame objstore.Body) error {
+	if err := t.check(); err != nil {
+		return err
+	}
+	err := a.store.PutIfAbsent(ctx, t.key(m), frame)
+	if errors.Is(err, objstore.ErrExists) {
+		return nil
+	}
+	return wrap("storing tail object "+t.String(), err)
+}
+
+// RenewTail is PutTail over whatever is there, so that the object's age begins
+// anew and no lifecycle rule removes what nothing else holds.
+func (a *Archive) RenewTail(ctx context.Context, t Tail, m codec.Method, frame objstore.Body) error {
+	if err := t.check(); err != nil {
+		return err
+	}
+	return wrap("storing tail object "+t.String(), a.store.Put(ctx, t.key(m), frame))
+}
+
+// DeleteTail removes a tail object that m encoded and that is superseded; one
+// that is absent is no error. objstore.ErrDenied where that is not allowed.
+func (a *Archive) DeleteTail(ctx context.Context, t Tail, m codec.Method) error {
+	return wrap("removing tail object "+t.String(), a.store.Delete(ctx, t.key(m)))
+}
