@@ -51,10 +51,11 @@ type Proxy struct {
 	moving sync.RWMutex // read-locked by every request
 
 	mu     sync.Mutex
-	faults []*rule        // guarded by mu
-	slow   time.Duration  // guarded by mu
-	counts map[string]int // guarded by mu
-	hole   chan struct{}  // closed when black holes give up; guarded by mu
+	faults []*rule                           // guarded by mu
+	slow   time.Duration                     // guarded by mu
+	counts map[string]int                    // guarded by mu
+	hole   chan struct{}                     // closed when black holes give up; guarded by mu
+	watch  func(r *http.Request, status int) // guarded by mu
 }
 
 type rule struct {
@@ -111,6 +112,15 @@ func (p *Proxy) Between(do func()) {
 	p.moving.Lock()
 	defer p.moving.Unlock()
 	do()
+}
+
+// Watch lets f know of every answer of the server, before the client gets it or
+// loses it: what a request that was answered with success has stored is there.
+// f is called by several goroutines at a time, and must not keep the request.
+func (p *Proxy) Watch(f func(r *http.Request, status int)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.watch = f
 }
 
 // Slow makes every request wait so long before it is passed on; 0 ends it.
@@ -234,6 +244,12 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, fault Fault) {
 		return
 	}
 	defer func() { _ = in.Body.Close() }() // read to its end, or given up with the connection
+	p.mu.Lock()
+	watch := p.watch
+	p.mu.Unlock()
+	if watch != nil {
+		watch(r, in.StatusCode)
+	}
 	if fault == LostAnswer {
 		_, _ = io.Copy(io.Discard, in.Body)
 		panic(http.ErrAbortHandler)

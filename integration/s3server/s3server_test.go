@@ -214,6 +214,30 @@ func TestProxyBetween(t *testing.T) {
 	}
 }
 
+// TestProxyWatch: what the server has answered is known, also when the client
+// does not get it; what it has not seen is not.
+func TestProxyWatch(t *testing.T) {
+	p := behind(t, make(chan string, 4))
+	seen := make(chan string, 4)
+	p.Watch(func(r *http.Request, status int) { seen <- r.Method + " " + r.URL.Path + " " + http.StatusText(status) })
+	p.Inject(s3server.LostAnswer, "PUT", 1)
+	p.Inject(s3server.Unavailable, "PUT", 1)
+	p.Inject(s3server.Reset, "PUT", 1)
+	for i := range 4 {
+		if _, _, err := do(t, "PUT", p.URL+"/b/wal_005/k"+string(rune('0'+i)), "body"); (err != nil) != (i == 0 || i == 2) {
+			t.Errorf("request %d: %v", i, err)
+		}
+	}
+	close(seen)
+	var all []string
+	for s := range seen {
+		all = append(all, s)
+	}
+	if got, want := strings.Join(all, ", "), "PUT /b/wal_005/k0 OK, PUT /b/wal_005/k3 OK"; got != want {
+		t.Errorf("it was told of %s, want %s", got, want)
+	}
+}
+
 // TestProxyClock: a store that is an hour ahead says so.
 func TestProxyClock(t *testing.T) {
 	p := behind(t, make(chan string, 1))
