@@ -73,7 +73,7 @@ type Options struct {
 // Uploader ships segments. Its methods may be called concurrently.
 type Uploader struct {
 	spool    Spool
-	archive  Archive
+	archive  *noting
 	o        Options
 	log      *slog.Logger
 	trouble  *patience.Trouble
@@ -142,7 +142,7 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
 	return &Uploader{
-		spool: sp, archive: ar, o: o, log: o.Log,
+		spool: sp, archive: &noting{Archive: ar}, o: o, log: o.Log,
 		trouble:   patience.New(o.Log, "write to the archive"),
 		removing:  patience.New(o.Log, "remove shipped segments from the spool"),
 		changed:   make(chan struct{}, 1),

@@ -31,7 +31,8 @@ type Trouble struct {
 	failing  int // attempts since it last worked
 	since    time.Time
 	told     time.Time
-	reason   string
+	reason   string // as it was told
+	last     string // of the last attempt
 	lastWait time.Duration
 	doubled  time.Time     // when lastWait last grew
 	over     chan struct{} // closed by Over, which wakes those who wait
@@ -56,7 +57,9 @@ func (t *Trouble) Failed(err error) time.Duration {
 		t.since, t.lastWait = now, 0
 	}
 	t.failing++
-	if reason := err.Error(); t.failing == 1 || reason != t.reason && now.Sub(t.told) >= Longest || now.Sub(t.told) >= Reminder {
+	reason := err.Error()
+	t.last = reason
+	if t.failing == 1 || reason != t.reason && now.Sub(t.told) >= Longest || now.Sub(t.told) >= Reminder {
 		t.reason, t.told = reason, now
 		if t.failing == 1 {
 			t.log.Warn("cannot "+t.what+"; trying again until it works", "error", reason)
@@ -107,7 +110,7 @@ func (t *Trouble) Over() {
 		close(t.over)
 		t.over = make(chan struct{})
 	}
-	t.failing, t.reason = 0, ""
+	t.failing, t.reason, t.last = 0, "", ""
 }
 
 // Failing reports whether the last attempt failed.
