@@ -156,6 +156,7 @@ type Receiver struct {
 
 	watch *watcher
 	heart heartbeat
+	shown shown
 }
 
 // tailPage is the last WAL page of a segment that we hold that is not empty.
@@ -212,8 +213,10 @@ func (r *Receiver) Run(ctx context.Context) error {
 	stopWatch := r.startWatch(ctx)
 	defer stopWatch()
 	defer r.heart.rest()
+	defer r.publish(Stopped)
 	for {
 		r.heart.expect(attemptLimit)
+		r.publish(Connecting)
 		err := r.attempt(ctx)
 		r.heart.expect(attemptLimit) // waits of patience are much shorter
 		switch {
@@ -243,6 +246,7 @@ func (r *Receiver) Run(ctx context.Context) error {
 		case errors.As(err, new(*spoolError)):
 			trouble = r.writing
 		}
+		r.publish(Waiting)
 		if waitErr := trouble.Wait(ctx, err); waitErr != nil {
 			return nil
 		}

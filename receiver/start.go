@@ -47,6 +47,7 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.publishServer(conn.String(), srv)
 	if err := r.admit(ctx, srv); err != nil {
 		return err
 	}

@@ -133,6 +133,7 @@ func (st *streaming) run(ctx context.Context) error {
 		if err := st.feedback.send(st, time.Now()); err != nil {
 			return st.gone(err)
 		}
+		st.publish()
 		timer.Reset(time.Until(st.nextSync(st.feedback.next(time.Now()))))
 
 		batches := st.s.Batches()
