@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -59,11 +60,12 @@ func (w *world) contenders() []contender {
 	return all
 }
 
-func receivewal(name, method, ext string) contender {
+func receivewal(name, method, ext string, more ...string) contender {
 	return contender{
 		name: name,
 		command: func(t task) *exec.Cmd {
 			args := []string{"--dbname=" + t.w.pg.DSN("postgres"), "--slot=" + t.slot, "--directory=" + t.dir, "--no-loop"}
+			args = append(args, more...)
 			if ext != "" {
 				// The server's 14 does not know the flag, and does nothing
 				// without it.
@@ -78,9 +80,13 @@ func receivewal(name, method, ext string) contender {
 	}
 }
 
-// walferry is the part of the command line that both stores share.
-func (t task) walferry(binary, store string) *exec.Cmd {
-	args := []string{"receive", "-d", t.w.pg.DSN("postgres"), "--slot", t.slot, "--spool", filepath.Join(t.dir, "spool"), "--store", store, "--no-loop"}
+// walferry is the part of the command line that both stores share, and more.
+func (t task) walferry(binary, store string, more []string) *exec.Cmd {
+	args := []string{"receive", "-d", t.w.pg.DSN("postgres"), "--slot", t.slot, "--store", store, "--no-loop"}
+	if !slices.Contains(more, "--spool") {
+		args = append(args, "--spool", filepath.Join(t.dir, "spool"))
+	}
+	args = append(args, more...)
 	if t.end != 0 {
 		args = append(args, "--endpos", t.end.String())
 	}
@@ -89,13 +95,13 @@ func (t task) walferry(binary, store string) *exec.Cmd {
 	return cmd
 }
 
-func directory(name, binary string) contender {
+func directory(name, binary string, more ...string) contender {
 	return contender{
 		name: name,
 		command: func(t task) *exec.Cmd {
 			// A directory store's root must be there.
 			t.w.must(t.w.account.MkdirAll(filepath.Join(t.dir, "archive")))
-			return t.walferry(binary, "file://"+filepath.Join(t.dir, "archive"))
+			return t.walferry(binary, "file://"+filepath.Join(t.dir, "archive"), more)
 		},
 		kept: func(t task, n segment.Name) string {
 			return filepath.Join(t.dir, "archive", "wal_005", n.String()+".lz4")
@@ -103,11 +109,11 @@ func directory(name, binary string) contender {
 	}
 }
 
-func bucketed(name, binary string) contender {
+func bucketed(name, binary string, more ...string) contender {
 	return contender{
 		name: name,
 		command: func(t task) *exec.Cmd {
-			cmd := t.walferry(binary, "s3://"+bucket+"/"+t.slot+"?region=us-east-1&path_style=true&endpoint="+t.endpoint)
+			cmd := t.walferry(binary, "s3://"+bucket+"/"+t.slot+"?region=us-east-1&path_style=true&endpoint="+t.endpoint, more)
 			cmd.Env = append(cmd.Env, t.w.user.Env()...)
 			return cmd
 		},

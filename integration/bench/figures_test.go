@@ -22,6 +22,39 @@ func TestMedian(t *testing.T) {
 	}
 }
 
+func TestPercentile(t *testing.T) {
+	hundred := make([]float64, 100)
+	for i := range hundred {
+		hundred[i] = float64(100 - i)
+	}
+	for _, c := range []struct {
+		of   []float64
+		p    float64
+		want float64
+	}{
+		{nil, 99, 0}, {[]float64{7}, 99, 7}, {hundred, 0, 1}, {hundred, 50, 51}, {hundred, 99, 100}, {hundred, 100, 100},
+	} {
+		if got := percentile(c.of, c.p); got != c.want {
+			t.Errorf("below %v of %d values are %v %%, want %v", got, len(c.of), c.p, c.want)
+		}
+	}
+}
+
+// The figures of several rounds are the medians of each round's.
+func TestSummarize(t *testing.T) {
+	got := summarize([]commits{
+		{ms: []float64{1, 2, 3}, rate: 10},
+		{ms: []float64{5, 4, 6}, rate: 30},
+		{ms: []float64{8, 7, 90}, rate: 20},
+	})
+	if want := (summary{rate: 20, ms: 5, low: 2, high: 8, slow: 6}); got != want {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := summarize(nil); got != (summary{}) {
+		t.Errorf("of nothing it is %+v", got)
+	}
+}
+
 func TestTable(t *testing.T) {
 	got := table{{"", "s", "×"}, {"a b", "10.5", "1"}, {"ü", "9", ""}}.String()
 	if want := "        s  ×\na b  10.5  1\nü       9\n"; got != want {
