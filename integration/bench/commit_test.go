@@ -47,7 +47,7 @@ const (
 	waitBase    = "pg_receivewal --synchronous"
 	waitSpool   = "walferry, spool"
 	waitArchive = "walferry --ack archive"
-	waitNoSpool = "walferry --ack archive --spool none"
+	waitNoSpool = "walferry --spool none"
 	waitPut     = "one PUT alone"
 )
 
@@ -69,7 +69,7 @@ func (w *world) standbys() []standby {
 		all = append(all,
 			standby{bucketed(waitArchive, w.binary, "--ack", "archive"), "walferry", "on"},
 			standby{bucketed(waitArchive+", remote_write", w.binary, "--ack", "archive"), "walferry", "remote_write"},
-			standby{bucketed(waitNoSpool, w.binary, "--ack", "archive", "--spool", "none"), "walferry", "on"})
+			standby{bucketed(waitNoSpool, w.binary, "--spool", "none"), "walferry", "on"})
 	}
 	return all
 }
@@ -109,7 +109,7 @@ func BenchmarkCommit(b *testing.B) {
 			results[name] = map[int][]commits{}
 		}
 		results[name][clients] = append(results[name][clients], c)
-		say("%-38s  %2d clients  %8.0f/s  %7.3f ms  99 %%: %7.3f ms", name, clients, c.rate, median(c.ms), percentile(c.ms, 99))
+		say("%-36s  %2d clients  %8.0f/s  %7.3f ms  99 %%: %7.3f ms", name, clients, c.rate, median(c.ms), percentile(c.ms, 99))
 	}
 	for round := range rounds {
 		say("round %d of %d", round+1, rounds)
@@ -195,7 +195,7 @@ func (w *world) standby(s standby, slot string, d time.Duration, take func(name 
 	w.must(child.cmd.Process.Signal(syscall.SIGINT))
 	f, err := child.wait()
 	w.must(err)
-	say("%-38s  %.0f µs of CPU a commit, %.1f MiB", s.name, float64(f.cpu.Microseconds())/float64(n), mib(f))
+	say("%-36s  %.0f µs of CPU a commit, %.1f MiB", s.name, float64(f.cpu.Microseconds())/float64(n), mib(f))
 	w.await(nil, "the slot to be free", func() bool {
 		return w.sql("SELECT count(*) FROM pg_replication_slots WHERE active") == "0"
 	})

@@ -22,6 +22,8 @@ type contender struct {
 	// command is what runs it, with a slot of its own and in a directory of
 	// its own.
 	command func(t task) *exec.Cmd
+	// s3: it keeps what it receives in the S3 server.
+	s3 bool
 	// kept is the file of a whole segment, behind the run.
 	kept func(t task, n segment.Name) string
 }
@@ -42,6 +44,8 @@ const base = "pg_receivewal -Z lz4"
 const (
 	toDirectory = "walferry, directory"
 	toS3        = "walferry, S3"
+	ackArchive  = "walferry --ack archive, S3"
+	noSpool     = "walferry --spool none, S3"
 )
 
 // contenders are all that there could be here.
@@ -55,7 +59,9 @@ func (w *world) contenders() []contender {
 		all = append(all, directory("WALFERRY_BENCH_OTHER, directory", w.other))
 	}
 	if w.s3 != nil {
-		all = append(all, bucketed(toS3, w.binary))
+		all = append(all, bucketed(toS3, w.binary),
+			bucketed(ackArchive, w.binary, "--ack", "archive"),
+			bucketed(noSpool, w.binary, "--spool", "none"))
 	}
 	return all
 }
@@ -112,6 +118,7 @@ func directory(name, binary string, more ...string) contender {
 func bucketed(name, binary string, more ...string) contender {
 	return contender{
 		name: name,
+		s3:   true,
 		command: func(t task) *exec.Cmd {
 			cmd := t.walferry(binary, "s3://"+bucket+"/"+t.slot+"?region=us-east-1&path_style=true&endpoint="+t.endpoint, more)
 			cmd.Env = append(cmd.Env, t.w.user.Env()...)

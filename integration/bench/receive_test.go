@@ -56,7 +56,7 @@ func BenchmarkReceive(b *testing.B) {
 			f, err := w.receive(c, slot(i, round), start, end)
 			w.must(err)
 			used[c.name] = append(used[c.name], f)
-			say("round %d of %d  %-22s  %6.2f s  %5.2f s of CPU  %5.1f MiB", round+1, rounds, c.name, f.wall.Seconds(), f.cpu.Seconds(), mib(f))
+			say("round %d of %d  %-26s  %6.2f s  %5.2f s of CPU  %5.1f MiB", round+1, rounds, c.name, f.wall.Seconds(), f.cpu.Seconds(), mib(f))
 		}
 	}
 	w.report(all, used, gib)
@@ -162,7 +162,7 @@ func (w *world) report(all []contender, used map[string][]figures, gib float64) 
 			ratio(m, of(base, wall)), ratio(p, of(base, cpu)), ratio(k, of(base, mib)))
 	}
 	say("\n%s\n× are to %s, which archives nothing\n", t, base)
-	for _, name := range []string{toDirectory, toS3} {
+	for _, name := range []string{toDirectory, toS3, ackArchive} {
 		if len(used[name]) == 0 {
 			say("goals of %s: NOT MEASURED", name)
 			continue

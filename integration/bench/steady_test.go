@@ -79,7 +79,7 @@ func BenchmarkSteady(b *testing.B) {
 		for i, c := range all {
 			r := w.steady(c, fmt.Sprintf("steady_%d_%d", rate, i), float64(rate)*1e6, seconds, proxy)
 			done[c.name] = r
-			say("%2d MB/s  %-22s  %6.2f s of CPU  %5.1f MiB  %s", rate, c.name, r.cpu.Seconds(), mib(r.figures), requests(r.requests))
+			say("%2d MB/s  %-26s  %6.2f s of CPU  %5.1f MiB  %s", rate, c.name, r.cpu.Seconds(), mib(r.figures), requests(r.requests))
 		}
 		for _, c := range all {
 			t.row(done[c.name].row(fmt.Sprintf("%2d %s", rate, c.name), done[base])...)
@@ -184,7 +184,7 @@ func (w *world) steady(c contender, slot string, rate float64, d time.Duration, 
 	w.must(child.cmd.Process.Signal(syscall.SIGINT))
 	r.figures, err = child.wait()
 	w.must(err)
-	if proxy != nil && c.name == toS3 {
+	if proxy != nil && c.s3 {
 		r.requests = proxy.Counts()
 	}
 	w.must(c.check(t, start, end))
