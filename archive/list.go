@@ -18,11 +18,17 @@ const (
 )
 
 // keys yields timeline t's objects in wal_005/ behind startAfter, in the order
-// of their keys. first is how many the first answer holds; the next hold
-// listPage. A consumer that stops early causes no further request.
+// of their keys. first is how many the first answer holds. A consumer that
+// stops early causes no further request.
 func (a *Archive) keys(ctx context.Context, t segment.Timeline, startAfter string, first int) iter.Seq2[objstore.Info, error] {
+	return a.pages(ctx, objstore.ListOptions{Prefix: fmt.Sprintf("%s%08X", walDir, uint32(t)), StartAfter: startAfter, Limit: first})
+}
+
+// pages yields all that opts select. opts.Limit is how many entries the first
+// answer holds; the next hold listPage.
+func (a *Archive) pages(ctx context.Context, opts objstore.ListOptions) iter.Seq2[objstore.Info, error] {
 	return func(yield func(objstore.Info, error) bool) {
-		opts := objstore.ListOptions{Prefix: fmt.Sprintf("%s%08X", walDir, uint32(t)), StartAfter: startAfter, Limit: first}
+		opts := opts
 		for {
 			n := 0
 			for info, err := range a.store.List(ctx, opts) {
@@ -32,7 +38,7 @@ func (a *Archive) keys(ctx context.Context, t segment.Timeline, startAfter strin
 				n++
 				opts.StartAfter = info.Key
 			}
-			if n < opts.Limit {
+			if n < opts.Limit || opts.Limit == 0 {
 				return
 			}
 			opts.Limit = listPage

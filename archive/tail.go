@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"iter"
 	"strconv"
 	"strings"
 
@@ -60,7 +61,7 @@ func tailKey(key string) (t Tail, ext string, ok bool) {
 		*at = uint32(v)
 	}
 	ext = text[name:]
-	return t, ext, t.check() == nil && (ext == "" || ext[0] == '.')
+	return t, ext, t.check() == nil && (ext == "" || ext[0] == '.' && !strings.Contains(ext, "/"))
 }
 
 // PutTail stores a tail object whose bytes, encoded by m, are frame. On nil an
@@ -90,4 +91,84 @@ func (a *Archive) RenewTail(ctx context.Context, t Tail, m codec.Method, frame o
 // that is absent is no error. objstore.ErrDenied where that is not allowed.
 func (a *Archive) DeleteTail(ctx context.Context, t Tail, m codec.Method) error {
 	return wrap("removing tail object "+t.String(), a.store.Delete(ctx, t.key(m)))
+}
+
+// StoredTail is a tail object as a listing shows it.
+type StoredTail struct {
+	Tail
+	Ext string // with its dot, or ""
+}
+
+func (t StoredTail) storedKey() string { return tailDir + t.String() + t.Ext }
+
+// DeleteStoredTail is DeleteTail of an object that a listing showed.
+func (a *Archive) DeleteStoredTail(ctx context.Context, t StoredTail) error {
+	return wrap("removing tail object "+t.String(), a.store.Delete(ctx, t.storedKey()))
+}
+
+// Tails lists the tail objects of a segment in bytewise order of their keys:
+// by start, end, checksum and extension. Names that are none of ours are
+// passed over. One LIST for each thousand.
+func (a *Archive) Tails(ctx context.Context, n segment.Name) ([]StoredTail, error) {
+	var all []StoredTail
+	for t, err := range a.tails(ctx, objstore.ListOptions{Prefix: tailDir + n.String() + "/"}) {
+		if err != nil {
+			return nil, fmt.Errorf("listing the tail objects of %s: %w", n, err)
+		}
+		all = append(all, t)
+	}
+	return all, nil
+}
+
+// TailSegments lists the segments of timeline t that have tail objects,
+// ascending. Only folders are listed: one may hold nothing but names that are
+// none of ours.
+func (a *Archive) TailSegments(ctx context.Context, t segment.Timeline) ([]segment.Name, error) {
+	var all []segment.Name
+	opts := objstore.ListOptions{Prefix: fmt.Sprintf("%s%08X", tailDir, uint32(t)), Delimiter: "/"}
+	for info, err := range a.store.List(ctx, opts) {
+		if err != nil {
+			return nil, fmt.Errorf("listing the segments of timeline %d that have tail objects: %w", t, err)
+		}
+		name, folder := strings.CutSuffix(strings.TrimPrefix(info.Key, tailDir), "/")
+		if n, err := segment.ParseName(name); err == nil && folder {
+			all = append(all, n)
+		}
+	}
+	return all, nil
+}
+
+// NextTail returns the first segment behind after on the same timeline that
+// has a tail object, whatever its extension: the proof that what is missing
+// does not end the archive. ok is false when the store answered that there is
+// none.
+func (a *Archive) NextTail(ctx context.Context, after segment.Name) (n segment.Name, ok bool, err error) {
+	opts := objstore.ListOptions{
+		Prefix:     fmt.Sprintf("%s%08X", tailDir, uint32(after.Timeline)),
+		StartAfter: tailDir + after.String() + behindName,
+		Limit:      probe,
+	}
+	for t, err := range a.tails(ctx, opts) {
+		if err != nil {
+			return segment.Name{}, false, fmt.Errorf("looking for tail objects behind %s: %w", after, err)
+		}
+		return t.Segment, true, nil
+	}
+	return segment.Name{}, false, nil
+}
+
+// tails yields the tail objects of a listing. opts.Limit is how many entries
+// the first answer holds.
+func (a *Archive) tails(ctx context.Context, opts objstore.ListOptions) iter.Seq2[StoredTail, error] {
+	return func(yield func(StoredTail, error) bool) {
+		for info, err := range a.pages(ctx, opts) {
+			if err != nil {
+				yield(StoredTail{}, err)
+				return
+			}
+			if t, ext, ok := tailKey(info.Key); ok && !yield(StoredTail{t, ext}, nil) {
+				return
+			}
+		}
+	}
 }
