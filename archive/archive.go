@@ -36,6 +36,9 @@ type ConflictError struct {
 	// when the object's size is wrong, and for history files.
 	LSN    segment.LSN
 	HasLSN bool
+	// Chain: it is a tail object, and its checksum is not that of the bytes
+	// that the others give up to its end.
+	Chain bool
 	// Damaged is why the stored object cannot be decoded; nil when it is
 	// sound and differs.
 	Damaged error
@@ -47,6 +50,8 @@ func (e *ConflictError) Error() string {
 		return fmt.Sprintf("%v: the stored object %s is damaged: %v", ErrConflict, e.Key, e.Damaged)
 	case e.HasLSN:
 		return fmt.Sprintf("%v: %s holds other WAL: the first difference is at %s", ErrConflict, e.Key, e.LSN)
+	case e.Chain:
+		return fmt.Sprintf("%v: %s belongs to another history than the tail objects beside it", ErrConflict, e.Key)
 	}
 	return fmt.Sprintf("%v: %s holds something else", ErrConflict, e.Key)
 }

@@ -5,6 +5,7 @@
 //	wal_005/<SEGMENT><ext>           a whole segment
 //	wal_005/<SEGMENT>.partial<ext>   the last segment of a timeline that ended at W: [0, W), then zeros
 //	wal_005/<TLI>.history<ext>       timeline history
+//	wal_tail_005/<SEGMENT>/…<ext>    tail objects: parts of a segment that is not whole yet
 //	basebackups_005/                 base backups; one exists when its sentinel does
 //	walferry_005/identity.json       system identifier, segment size and WAL codec
 //
@@ -20,6 +21,22 @@
 //	claim            after it                      the identity            it is compared, and is equal
 //	put a segment,   before or in the middle       nothing                 put again
 //	history, partial after it                      the object              put again: exists with equal content
+//	put a tail       before or in the middle       the chain as it was     the bytes go with the next one
+//	object           after it                      the chain, longer       put again: exists, and its name fixes the bytes
+//	renew a tail     before, in the middle, after  the object, old or new  none needed: both are the same bytes
+//	remove tails     in the middle                 fewer of them           those that supersede them came first: what
+//	                                                                       is left is removed the next time, or by a
+//	                                                                       lifecycle rule; a reader whose listing is
+//	                                                                       older begins again
+//	read tails       before the last               part of the segment at  the caller throws it away and begins again
+//	                                               the reader's place
+//
+// # Tail objects
+//
+// A tail object's name says which bytes of the segment it holds and the
+// checksum of all bytes from the segment's first to its last. So the name
+// fixes the bytes, any receiver may write any of them, and a reader knows of
+// each step that it is on the way of one history: AssembleTails.
 //
 // # What is known and what is not
 //
