@@ -103,16 +103,15 @@ type PageRules struct {
 	History *History
 }
 
-// pageRun checks the headers of one segment's pages one after the other.
+// pageRun checks the headers of a segment's pages one after the other.
 type pageRun struct {
 	PageRules
-	magic    uint16   // of the first page
+	magic    uint16   // of the segment's first page
 	timeline Timeline // of the page before
 }
 
-// first checks the segment's first page, of which b holds the header.
-func (r *pageRun) first(b []byte) (pageHeader, error) {
-	at := r.Name.Start(r.Size)
+// first checks a segment's first page, of which b holds the header.
+func (r *pageRun) first(b []byte, at LSN) (pageHeader, error) {
 	h, err := ParseLongHeader(b)
 	if err != nil {
 		return pageHeader{}, fmt.Errorf("page at %s: %w", at, err)
@@ -232,7 +231,7 @@ func (c *PageChecker) step(p []byte) int {
 	header, at := c.header[:size], at-LSN(inPage)
 	switch {
 	case at == c.run.Name.Start(c.run.Size):
-		_, c.err = c.run.first(header)
+		_, c.err = c.run.first(header, at)
 	case allZero(header):
 		c.zeros = true
 	default:

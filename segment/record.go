@@ -92,8 +92,9 @@ func FirstRecordPrev(r io.ReaderAt, n int64, rules PageRules) (prev LSN, ok bool
 	return rec.before, err == nil && step == stepDone, err
 }
 
-// recordWalk reads a segment's records in order. Places are counted from the
-// segment's start.
+// recordWalk reads the records of a segment, or of some that follow each other,
+// in order. Places are counted from the start of the first, the one that
+// run.Name names.
 type recordWalk struct {
 	r   io.ReaderAt
 	n   int64 // bytes that may be there
@@ -244,17 +245,17 @@ func (w *recordWalk) enter(at int64) (h pageHeader, ok bool, err error) {
 		return h, false, nil
 	}
 	page, err := w.page(at)
-	size := shortHeader
-	if at == 0 {
+	size, first := shortHeader, at%int64(w.run.Size) == 0
+	if first {
 		size = longHeader
 	}
 	if err != nil || len(page) < size {
 		return h, false, err
 	}
-	if at == 0 {
-		h, err = w.run.first(page)
+	if place := w.run.Name.Start(w.run.Size) + LSN(at); first {
+		h, err = w.run.first(page, place)
 	} else {
-		h, err = w.run.next(page, w.run.Name.Start(w.run.Size)+LSN(at))
+		h, err = w.run.next(page, place)
 	}
 	if errors.Is(err, ErrPage) {
 		return h, false, nil
