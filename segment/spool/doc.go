@@ -42,6 +42,8 @@
 //	            rename to SEG            SEG.partial or SEG, whole        both are whole
 //	            sync of the directory    SEG                              offered to the uploader. Promised.
 //	Finish      sync (as Sync)           SEG.partial up to the place      Finish again, with what the history file says
+//	VouchBegin- read only                what it was                      nothing is promised by it: asked again
+//	ning
 //	Drop        remove                   SEG, or nothing                  SEG is offered again; the archive has the same content
 //	            (not sealed)             SEG.partial, torn, or nothing    found again; the receiver, which asks the archive
 //	                                                                      first, drops what lies in front of its end
@@ -52,6 +54,11 @@
 // it finds once more, so that the next sync has them to do. A failed sync of
 // the directory is final for the Spool: every promise fails until it has been
 // closed and opened again.
+//
+// What a partial's own records cannot vouch for is the record with which it
+// begins, when that began in the segment before. Open and Begin check it with
+// that segment when it is sealed in the spool on the same timeline; when it is
+// in the archive, whoever reads it there calls VouchBeginning.
 //
 // A segment is removed by Drop alone, when the caller knows that the archive
 // has it.

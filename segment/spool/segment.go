@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"io/fs"
 	"sync"
@@ -48,6 +49,7 @@ type Segment struct {
 	err                  error // final: every call fails with it
 	gone                 bool  // abandoned
 	vouchStart, vouchEnd segment.LSN
+	beginning            beginning // of a partial of an earlier process
 	written              segment.LSN
 	advanced             segment.LSN
 	durable              segment.LSN   // bytes in front of it were synced since the segment was begun
@@ -84,13 +86,70 @@ func (g *Segment) Finished() (segment.LSN, bool) {
 // Vouched returns the range of bytes that were held when the segment was last
 // begun, or the spool opened, and that are known to be WAL: of a partial of an
 // earlier process what its records verify, of one that was written by this
-// process all of it, of a sealed one the whole. They are to be compared with
+// process all of it, of a sealed one the whole. (At its front a record of the
+// segment before may go on: see VouchBeginning.) They are to be compared with
 // what the server sends, not written again; WriteAt does that. A new segment
 // has none: both LSNs are its start.
 func (g *Segment) Vouched() (start, end segment.LSN) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.vouchStart, g.vouchEnd
+}
+
+// VouchBeginning vouches for the front of a partial of an earlier process,
+// where a record of the segment before goes on, which the partial alone cannot
+// check: see segment.ContinuedRecord. prev holds that segment, whichever
+// timeline's; Open and Begin ask themselves when it is sealed in the spool. If
+// the record is good, Vouched begins at the segment's start, and Written
+// follows. It returns Vouched's end if that begins there, at last or before,
+// and else the segment's start.
+//
+// It writes nothing. A segment that was begun is not looked at any more: its
+// writer knows what it compares. Begin keeps what was found when it reads the
+// same bytes again. Errors are those of the files, and those of prev's pages
+// that segment.ContinuedRecord names; nothing changes then.
+func (g *Segment) VouchBeginning(prev io.ReaderAt) (end segment.LSN, err error) {
+	f, end, err := g.openHeld()
+	if f == nil {
+		return end, err
+	}
+	b, err := g.findBeginning(prev, f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return 0, fmt.Errorf("checking the beginning of segment %s: %w", g.name, err)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.state == held && g.err == nil { // not begun meanwhile
+		g.vouchFor(b, g.vouchStart, g.vouchEnd)
+	}
+	return g.vouchedBeginning(), nil
+}
+
+// openHeld opens a partial of an earlier process whose beginning is not vouched
+// for; of any other segment it returns no file, and what VouchBeginning does.
+func (g *Segment) openHeld() (f disk.File, end segment.LSN, err error) {
+	g.syncing.Lock() // Drop waits
+	defer g.syncing.Unlock()
+	g.mu.Lock()
+	end, err = g.vouchedBeginning(), g.err
+	look := g.state == held && end == g.Start()
+	g.mu.Unlock()
+	if err == nil && look {
+		f, err = g.spool.fs.Open(g.spool.path(g.fileName()), false)
+	}
+	if err != nil {
+		return nil, 0, fmt.Errorf("checking the beginning of segment %s: %w", g.name, err)
+	}
+	return f, end, nil
+}
+
+// vouchedBeginning returns the end of what is vouched for from the segment's
+// start on; mu is held.
+func (g *Segment) vouchedBeginning() segment.LSN {
+	if g.vouchStart == g.Start() {
+		return g.vouchEnd
+	}
+	return g.Start()
 }
 
 // Written returns the end of the run of bytes, without a gap from the
@@ -591,8 +650,12 @@ func (g *Segment) nameOf(st state) string {
 
 // rules returns what the segment's pages must be like. The history makes the
 // check stricter; one that cannot be read leaves it out.
-func (g *Segment) rules(id Identity, history []byte) segment.PageRules {
-	r := segment.PageRules{Name: g.name, Size: g.size, SystemIdentifier: id.SystemIdentifier}
+func (g *Segment) rules() segment.PageRules {
+	s := g.spool
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := segment.PageRules{Name: g.name, Size: g.size, SystemIdentifier: s.identity.SystemIdentifier}
+	history := s.histories[g.name.Timeline]
 	if h, err := segment.ParseHistory(g.name.Timeline, history); err == nil && history != nil {
 		r.History = &h
 	}
@@ -617,22 +680,112 @@ var errNotEmpty = errors.New("not empty")
 
 // vouch finds out what the records of a partial of n bytes vouch for.
 func (g *Segment) vouch(f disk.File, n int64) error {
-	s := g.spool
-	s.mu.Lock()
-	rules := g.rules(*s.identity, s.histories[g.name.Timeline])
-	s.mu.Unlock()
-	start, end, err := segment.VerifiedRecords(f, n, rules)
+	start, end, err := segment.VerifiedRecords(f, n, g.rules())
 	if err != nil {
 		return fmt.Errorf("checking %s: %w", g.fileName(), err)
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	g.vouchStart, g.vouchEnd = start, end
-	g.written, g.advanced, g.durable = g.Start(), g.Start(), g.Start()
+	for {
+		g.mu.Lock()
+		known := g.beginning
+		g.mu.Unlock()
+		var b beginning
+		if start != g.Start() || end == start {
+			if b, err = g.checkBeginning(f, known); err != nil {
+				return fmt.Errorf("checking the beginning of %s: %w", g.fileName(), err)
+			}
+		}
+		g.mu.Lock()
+		if g.beginning == known { // else VouchBeginning was faster
+			g.written, g.advanced, g.durable = g.Start(), g.Start(), g.Start()
+			g.vouchFor(b, start, end)
+			g.mu.Unlock()
+			return nil
+		}
+		g.mu.Unlock()
+	}
+}
+
+// beginning is the front of a segment, where a record of the one before goes
+// on, when that record is good. The zero value says nothing.
+type beginning struct {
+	end segment.LSN
+	crc uint32 // CRC-32C of the bytes
+}
+
+// vouchFor takes what the segment's own records vouch for, [start, end), with
+// what is known of its beginning; mu is held.
+func (g *Segment) vouchFor(b beginning, start, end segment.LSN) {
+	switch {
+	case b.end == 0:
+	case start == end: // no record of its own is good, or there whole
+		start, end = g.Start(), b.end
+	case start == b.end:
+		start = g.Start()
+	}
+	g.beginning, g.vouchStart, g.vouchEnd = b, start, end
 	if start == g.Start() {
 		g.written = end
 	}
-	return nil
+}
+
+// findBeginning checks with prev's bytes the record that goes on at the front
+// of f, a partial.
+func (g *Segment) findBeginning(prev io.ReaderAt, f disk.File) (beginning, error) {
+	n, err := f.Size()
+	if err != nil {
+		return beginning{}, err
+	}
+	end, ok, err := segment.ContinuedRecord(prev, f, n, g.rules())
+	if err != nil || !ok {
+		return beginning{}, err
+	}
+	crc, err := checksum(f, int64(end-g.Start()))
+	return beginning{end, crc}, err
+}
+
+// checkBeginning returns what is known of the front of f, a partial: by the
+// segment before, when it is sealed in the spool, or what was known already,
+// when the bytes are still the same. A segment before that cannot be read, or
+// is not what it should be, says nothing here, and keeps nobody from f.
+func (g *Segment) checkBeginning(f disk.File, known beginning) (beginning, error) {
+	s := g.spool
+	s.mu.Lock()
+	before := s.segments[g.size.Name(g.name.Timeline, g.Start()-1)]
+	s.mu.Unlock()
+	if before != nil && before.Sealed() {
+		b, err := g.beginningAfter(before, f)
+		switch {
+		case err == nil && b.end != 0:
+			return b, nil
+		case err != nil && !errors.Is(err, fs.ErrNotExist): // it may be dropped at any moment
+			s.log.Warn("the beginning of a partial cannot be checked with the segment before it", "file", g.fileName(), "error", err)
+		}
+	}
+	if known.end == 0 {
+		return beginning{}, nil
+	}
+	crc, err := checksum(f, int64(known.end-g.Start()))
+	if err != nil || crc != known.crc {
+		return beginning{}, err
+	}
+	return known, nil
+}
+
+// beginningAfter is findBeginning with a segment that is sealed in the spool.
+func (g *Segment) beginningAfter(before *Segment, f disk.File) (beginning, error) {
+	prev, err := g.spool.fs.Open(g.spool.path(before.fileName()), false)
+	if err != nil {
+		return beginning{}, err
+	}
+	b, err := g.findBeginning(prev, f)
+	return b, errors.Join(err, prev.Close())
+}
+
+// checksum returns the CRC-32C of the first n bytes.
+func checksum(r io.ReaderAt, n int64) (uint32, error) {
+	h := crc32.New(crc32.MakeTable(crc32.Castagnoli))
+	_, err := io.CopyN(h, io.NewSectionReader(r, 0, n), n)
+	return h.Sum32(), err
 }
 
 // eachPart reads n bytes of f and gives f those parts that are not all zeros.
