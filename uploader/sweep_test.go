@@ -496,10 +496,10 @@ func (s *sweptStore) call(ctx context.Context, do func(broken bool) error) error
 		}
 	}
 	if mine && s.fate.kill {
+		close(s.dead) // first: who fails by it looks here for the reason
 		if s.dies != nil {
 			s.dies()
 		}
-		close(s.dead)
 	}
 	if s.died() { // nothing comes to its ears any more
 		<-ctx.Done()

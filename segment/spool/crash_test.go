@@ -303,7 +303,7 @@ func (y *story) end() error {
 // seeds returns how many times a sweep is done, each with other luck.
 func seeds() uint64 {
 	if os.Getenv("WALFERRY_FULL") != "" {
-		return 50
+		return 5
 	}
 	return 1
 }
