@@ -77,40 +77,16 @@ func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) (readAtClose
 		return nil, &archiveError{err}
 	}
 	r.asking.Over()
-	return &forwardReader{r: body}, nil
+	return struct {
+		io.ReaderAt
+		io.Closer
+	}{segment.Forward(body), body}, nil
 }
 
 type readAtCloser interface {
 	io.ReaderAt
 	io.Closer
 }
-
-// forwardReader reads a stream at places that never go back, so that a
-// segment of any size passes by without being held in memory.
-type forwardReader struct {
-	r  io.ReadCloser
-	at int64
-}
-
-// ReadAt implements io.ReaderAt for places behind all that was read.
-func (f *forwardReader) ReadAt(p []byte, off int64) (int, error) {
-	if off < f.at {
-		return 0, fmt.Errorf("reading at %d behind %d: the stream does not go back", off, f.at)
-	}
-	skipped, err := io.CopyN(io.Discard, f.r, off-f.at)
-	f.at += skipped
-	if err != nil {
-		return 0, err
-	}
-	n, err := io.ReadFull(f.r, p)
-	f.at += int64(n)
-	if errors.Is(err, io.ErrUnexpectedEOF) {
-		err = io.EOF
-	}
-	return n, err
-}
-
-func (f *forwardReader) Close() error { return f.r.Close() }
 
 // lastRecord is the last record that begins in the WAL we hold. Where the
 // server has no page before the boundary any more, the first record behind it
