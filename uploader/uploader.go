@@ -10,6 +10,15 @@
 // with whichever came first, and show no hole where the older one is missing.
 // A timeline's history is stored before any of its WAL (DESIGN, invariant 4).
 //
+// # Tail objects
+//
+// What is in the open segment goes up every ship interval as a tail object
+// (DESIGN, section 4), or at once while a commit waits for it. The objects of
+// one segment follow each other without a gap, each stored before the next is
+// begun; so that shipped moves over them as over whole segments. They only
+// ever stand for a segment that is not stored yet: what supersedes them is
+// durable before they are removed.
+//
 // # What a crash leaves
 //
 //	operation        crash point                     state left                        who mends it
@@ -18,6 +27,11 @@
 //	store a segment  after the PUT, before the drop  object and sealed file            the next run stores it again: equal content is success, then drops it
 //	drop a segment   after the unlink                object only; maybe a file of the  the next run: as above
 //	                                                 same content comes back
+//	store a tail     before the PUT                  the spool's bytes                 the next run's first tail covers them all
+//	store a tail     after the PUT                   the object                        counted by whoever reads the chain; the next run's first tail
+//	                                                                                   begins at 0 again and stands for it
+//	merge, renew     after the PUT                   new and old objects               readers take the longer one; removed with the segment's rest
+//	remove a tail    before or after the DELETE      objects of a sealed segment       ten minutes into the next run; else the lifecycle rule
 package uploader
 
 import (
@@ -59,6 +73,14 @@ type Archive interface {
 	Claim(ctx context.Context, id archive.Identity) (archive.Identity, error)
 	// Identity returns the identity object, or archive.ErrNotFound.
 	Identity(ctx context.Context) (archive.Identity, error)
+	Open(ctx context.Context, name string) (*archive.Object, error)
+
+	PutTail(ctx context.Context, t archive.Tail, m codec.Method, frame objstore.Body) error
+	RenewTail(ctx context.Context, t archive.Tail, m codec.Method, frame objstore.Body) error
+	DeleteTail(ctx context.Context, t archive.Tail, m codec.Method) error
+	Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error)
+	TailSegments(ctx context.Context, t segment.Timeline) ([]segment.Name, error)
+	DeleteStoredTail(ctx context.Context, t archive.StoredTail) error
 }
 
 // Options of an Uploader.
@@ -67,7 +89,10 @@ type Options struct {
 	Method  codec.Method   // how WAL is compressed
 	Follow  bool           // Method is for a new archive only: one that has a codec keeps it
 	Buffers *codec.Buffers // where frames are built
-	Log     *slog.Logger   // optional
+	// ShipInterval is how often the open segment's new bytes become a tail
+	// object; 0: only while a commit waits for them.
+	ShipInterval time.Duration
+	Log          *slog.Logger // optional
 }
 
 // Uploader ships segments. Its methods may be called concurrently.
@@ -82,6 +107,10 @@ type Uploader struct {
 	news     chan struct{}     // capacity 1: there may be a history that is not stored
 	stuck    chan struct{}     // capacity 1: there is something in undropped
 
+	tailNews  chan struct{} // capacity 1: there may be a tail object to store
+	mergeNews chan struct{} // capacity 1: or several to be merged
+	dropNews  chan struct{} // capacity 1: or one to be removed
+
 	blocks sync.Pool // of *[blockSize]byte
 
 	taking turn // one Take at a time, so that queue is in the spool's order
@@ -93,19 +122,26 @@ type Uploader struct {
 	sending   turn // one history at a time; guards what follows
 	histories map[segment.Timeline]bool
 
-	mu        sync.Mutex
-	queue     []*item          // taken and not yet dropped, in the spool's order
-	undropped []*item          // stored, and still in the spool, which could not remove them
-	base      segment.Position // end of the archive's run when it was asked
-	baseSet   bool
-	front     segment.Position
-	frontSet  bool
-	stored    map[segment.Name]segment.LSN // stored ends that front has not passed yet
-	switches  map[segment.Timeline]switchpoint
-	anchored  bool          // this run has stored a segment
-	moved     chan struct{} // closed, and made anew, when a segment has been stored or given up
-	stopped   error         // why shipping stopped for good
-	size      segment.Size
+	mu         sync.Mutex
+	queue      []*item          // taken and not yet dropped, in the spool's order
+	undropped  []*item          // stored, and still in the spool, which could not remove them
+	base       segment.Position // end of the archive's run when it was asked
+	baseSet    bool
+	front      segment.Position
+	frontSet   bool
+	shipped    segment.Position             // front, and what tails cover behind it
+	sweepTo    segment.Position             // the first front of this run
+	tails      map[segment.Name]segment.LSN // how far tail objects reach, of segments that front has not passed
+	chains     []*chain                     // of the segments that were offered, in order
+	hurry      bool                         // a commit waits for what is offered
+	superseded []superseded                 // in the order of their time
+	keepTails  bool                         // nothing may be removed
+	stored     map[segment.Name]segment.LSN // stored ends that front has not passed yet
+	switches   map[segment.Timeline]switchpoint
+	anchored   bool          // this run has stored a segment
+	moved      chan struct{} // closed, and made anew, when a segment has been stored or given up
+	stopped    error         // why shipping stopped for good
+	size       segment.Size
 }
 
 // turn is a lock whose wait ends with a context: what it guards may wait for a
@@ -154,6 +190,10 @@ func New(sp Spool, ar Archive, o Options) *Uploader {
 		histories: map[segment.Timeline]bool{},
 		stored:    map[segment.Name]segment.LSN{},
 		switches:  map[segment.Timeline]switchpoint{},
+		tails:     map[segment.Name]segment.LSN{},
+		tailNews:  make(chan struct{}, 1),
+		mergeNews: make(chan struct{}, 1),
+		dropNews:  make(chan struct{}, 1),
 		moved:     make(chan struct{}),
 	}
 }
@@ -180,6 +220,14 @@ func (u *Uploader) Run(ctx context.Context) error {
 		}
 	})
 	wg.Go(func() { u.workDrops(ctx) })
+	wg.Go(func() {
+		if err := u.workTails(ctx); err != nil {
+			cancel(err)
+		}
+	})
+	wg.Go(func() { u.workMerges(ctx) })
+	wg.Go(func() { u.workSuperseded(ctx) })
+	wg.Go(func() { u.sweepTails(ctx) })
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
@@ -262,9 +310,27 @@ func (u *Uploader) Switch(t segment.Timeline, at segment.LSN, child segment.Time
 	}
 }
 
-// Shipped returns the end of the gapless run in the archive; ok is false while
+// Chained tells that the archive's tail objects of segment n reach up to an
+// LSN, found as Base was.
+func (u *Uploader) Chained(n segment.Name, to segment.LSN) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.tails[n] = max(u.tails[n], to)
+	u.advance()
+}
+
+// Shipped returns up to where everything can be read from the archive, in
+// whole segments or in tail objects that follow each other; ok is false while
 // it is not known where that begins.
 func (u *Uploader) Shipped() (p segment.Position, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.shipped, u.frontSet
+}
+
+// Sealed returns the end of the archive's gapless run of whole segments; ok as
+// for Shipped.
+func (u *Uploader) Sealed() (p segment.Position, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.front, u.frontSet
@@ -299,15 +365,16 @@ func (u *Uploader) notify() {
 	}
 }
 
-// Drain waits until everything that is whole in the spool is in the archive.
-// It returns ctx's error when that ends first, and the conflict that stopped
-// the shipping. The receiver must have stopped.
+// Drain waits until everything in the spool is in the archive, the open
+// segment as tail objects where those are made. It returns ctx's error when
+// that ends first, and the conflict that stopped the shipping. The receiver
+// must have stopped.
 func (u *Uploader) Drain(ctx context.Context) error {
 	for {
 		if err := u.Stopped(); err != nil {
 			return err
 		}
-		if !u.waiting() {
+		if !u.waiting() && !u.tailWaiting() {
 			return nil
 		}
 		select {
@@ -321,6 +388,24 @@ func (u *Uploader) Drain(ctx context.Context) error {
 // waiting reports whether the spool has a segment that is whole.
 func (u *Uploader) waiting() bool {
 	return slices.ContainsFunc(u.spool.Segments(), whole)
+}
+
+// tailWaiting reports whether something was offered that is not stored, and
+// lets it go at once.
+func (u *Uploader) tailWaiting() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.o.ShipInterval == 0 && !u.hurry {
+		return false
+	}
+	for _, c := range u.chains {
+		if c.to > c.end && c.fails == nil && !isClosed(c.done) && !u.whole(c) {
+			u.hurry = true
+			u.kickTails()
+			return true
+		}
+	}
+	return false
 }
 
 // Final reports whether err says that this archive must not be written at all.
@@ -458,6 +543,7 @@ func (u *Uploader) finish(it *item) {
 	}
 	u.stored[n] = end
 	u.anchored = true
+	u.endChain(it.seg, end)
 	u.wake()
 	u.advance()
 	drop := u.droppable()
@@ -600,6 +686,25 @@ func whole(g *spool.Segment) bool {
 // it that was not compared, and over the stored segments that join it. u.mu is
 // held.
 func (u *Uploader) advance() {
+	u.advanceFront()
+	if !u.frontSet {
+		return
+	}
+	if u.sweepTo.LSN == 0 {
+		u.sweepTo = u.front
+	}
+	for n := range u.tails {
+		if u.size != 0 && n.Timeline == u.front.Timeline && n.End(u.size) <= u.front.LSN {
+			delete(u.tails, n)
+		}
+	}
+	u.shipped = u.withTails(u.front)
+}
+
+func (u *Uploader) advanceFront() {
+	if id, ok := u.spool.Identity(); ok && u.size == 0 {
+		u.size = id.SegmentSize
+	}
 	if u.baseSet {
 		limit := u.base
 		for _, g := range u.spool.Segments() {
@@ -658,6 +763,11 @@ func (u *Uploader) ship(ctx context.Context, it *item) error {
 		return err
 	}
 	return u.insist(ctx, "store segment "+n.String(), put)
+}
+
+func (u *Uploader) sizeOf() segment.Size {
+	id, _ := u.spool.Identity()
+	return id.SegmentSize
 }
 
 func (u *Uploader) segmentSize() segment.Size {

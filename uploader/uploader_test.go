@@ -62,18 +62,20 @@ type scene struct {
 	sp    *spool.Spool
 	store *failingStore
 	up    *Uploader
+	dir   string // of the spool
 }
 
 func newScene(t *testing.T, o Options) *scene {
 	t.Helper()
-	sp, err := spool.Open(disk.OS{}, t.TempDir(), spool.Options{})
+	dir := t.TempDir()
+	sp, err := spool.Open(disk.OS{}, dir, spool.Options{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if err := sp.Bind(spool.Identity{SystemIdentifier: systemID, SegmentSize: size}); err != nil {
 		t.Fatal(err)
 	}
-	s := &scene{t: t, wal: fakepg.NewWAL(systemID, size, 1), sp: sp, store: &failingStore{Store: mem.New()}}
+	s := &scene{t: t, wal: fakepg.NewWAL(systemID, size, 1), sp: sp, store: &failingStore{Store: mem.New()}, dir: dir}
 	if o.Method.Name == "" {
 		o.Method = codec.Method{Name: "lz4"}
 	}
