@@ -124,27 +124,71 @@ func (f *feedback) status(st *streaming, now time.Time) replication.Status {
 	if r.fresh || st.cursor < r.pos.LSN || st.behindUnproved() {
 		return replication.Status{}
 	}
-	s := replication.Status{Write: min(r.pos.LSN, r.server)}
+	received := min(r.pos.LSN, r.server)
+	s := replication.Status{Write: min(st.writeLSN(), received)}
 	s.Flush = min(st.flushLSN(), s.Write)
 	s.Flush = max(s.Flush, r.reported) // within a timeline it never decreases
 	if s.Flush < f.restart {
 		s.Flush = 0 // the slot is further: it is not moved back
 	}
-	if f.draining() && s.Flush != s.Write && now.Sub(f.drainingSince) >= f.grace {
-		s.Flush = 0 // the server stops, its slot stays where it is, no commit is released
+	if f.draining() && s.Flush != received && now.Sub(f.drainingSince) >= f.grace {
+		// The server stops, its slot stays where it is, no commit is released.
+		s.Write, s.Flush = received, 0
 	}
 	return s
 }
 
-// flushLSN is the position that survives, as --ack spool reports it: spooled;
-// or, while the hold lasts, shipped, so that even the loss of this host leaves
-// no gap.
+// flushLSN is the position that survives: with AckArchive, shipped; else
+// spooled, or, while the hold lasts, shipped, so that even the loss of this
+// host leaves no gap.
 func (st *streaming) flushLSN() segment.LSN {
 	shipped, _ := st.r.shippedHere()
-	if st.holding() {
+	if st.r.o.Ack == AckArchive || st.holding() {
 		return shipped
 	}
 	return max(st.r.spooled, shipped)
+}
+
+// writeLSN is what synchronous_commit = remote_write waits for: with AckArchive
+// this host's disk, where there is one; else received.
+func (st *streaming) writeLSN() segment.LSN {
+	r := st.r
+	if r.o.Ack != AckArchive || r.o.NoSpool {
+		return r.pos.LSN
+	}
+	shipped, _ := r.shippedHere()
+	return max(r.spooled, shipped)
+}
+
+// hurried reports whether somebody waits for what we have received: a commit,
+// or the server, which is shutting down.
+func (st *streaming) hurried() bool {
+	return st.r.watch.waiting() || st.r.watch.shuttingDown() || st.feedback.draining()
+}
+
+// lazy reports whether no fsync is waited for, because what is reported is what
+// the archive has.
+func (st *streaming) lazy() bool {
+	if st.r.o.Ack == AckArchive {
+		return !st.r.o.NoSpool && !st.hurried()
+	}
+	return st.holding()
+}
+
+// offer lets the uploader have the open segment as far as a tail object may
+// hold it: with AckSpool what is durable here, so that the archive never knows
+// more than the spool; else all that was received. Nothing goes out before all
+// that we hold was found equal to what the server sends.
+func (st *streaming) offer() {
+	r := st.r
+	if r.seg == nil || r.seg.Sealed() || r.fresh || st.cursor < r.pos.LSN || st.behindUnproved() {
+		return
+	}
+	if r.o.Ack == AckArchive {
+		r.uploader.Offer(r.seg, st.cursor, st.hurried())
+		return
+	}
+	r.uploader.Offer(r.seg, min(r.spooled, st.cursor), false)
 }
 
 // holding reports whether the hold lasts: no commit waits for us, storage
@@ -154,14 +198,19 @@ func (st *streaming) holding() bool {
 	r := st.r
 	shipped, ok := r.shippedHere()
 	return ok && r.o.Hold > 0 && max(r.spooled, shipped)-shipped < segment.LSN(r.o.Hold) &&
-		!r.watch.waiting() && !r.watch.shuttingDown() && !st.feedback.draining() &&
-		!r.uploader.Failing() && r.uploader.Stopped() == nil
+		!st.hurried() && !r.uploader.Failing() && r.uploader.Stopped() == nil
 }
 
 // shippedHere returns the shipped position on the current timeline: what is
 // shipped of an ancestor counts up to where that ended.
 func (r *Receiver) shippedHere() (segment.LSN, bool) {
-	p, ok := r.uploader.Shipped()
+	return r.here(r.uploader.Shipped())
+}
+
+// sealedHere is shippedHere for whole segments.
+func (r *Receiver) sealedHere() (segment.LSN, bool) { return r.here(r.uploader.Sealed()) }
+
+func (r *Receiver) here(p segment.Position, ok bool) (segment.LSN, bool) {
 	if !ok {
 		return 0, false
 	}

@@ -87,17 +87,56 @@ type Archive interface {
 	// Segment opens the decoded bytes of an archived segment, or says that
 	// there is none (ErrNotArchived).
 	Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error)
+	// TailEnd returns how many bytes of a segment its tail objects say that
+	// they have, without a gap from its start. Zero: none.
+	TailEnd(ctx context.Context, n segment.Name) (bytes uint32, err error)
+	// AssembleTails puts those bytes together, checked, and returns how many.
+	AssembleTails(ctx context.Context, n segment.Name, size segment.Size, into Patch) (bytes uint32, err error)
+	// TailSegments returns the segments of a timeline that have tail objects,
+	// ascending.
+	TailSegments(ctx context.Context, t segment.Timeline) ([]segment.Name, error)
+}
+
+// Patch is where a segment is put together, by the places in it.
+type Patch interface {
+	io.ReaderAt
+	io.WriterAt
 }
 
 // Uploader is the other end of the spool.
 type Uploader interface {
 	Base(segment.Position)
+	Chained(n segment.Name, to segment.LSN)
+	Offer(g *spool.Segment, to segment.LSN, hurry bool)
+	Sealed() (segment.Position, bool)
 	Switch(t segment.Timeline, at segment.LSN, child segment.Timeline)
 	Shipped() (segment.Position, bool)
 	Failing() bool
 	Stopped() error
 	Changed() <-chan struct{}
 }
+
+// Ack is what a reported flush LSN promises.
+type Ack int
+
+const (
+	// AckSpool: the WAL before it is durable on this host or in the archive.
+	AckSpool Ack = iota
+	// AckArchive: it is in the archive.
+	AckArchive
+)
+
+// Synchronous says whether commits wait for us.
+type Synchronous int
+
+const (
+	// SynchronousAuto asks the server's synchronous_standby_names.
+	SynchronousAuto Synchronous = iota
+	// SynchronousOn takes it for granted.
+	SynchronousOn
+	// SynchronousOff takes it that none does.
+	SynchronousOff
+)
 
 // Options of a Receiver.
 type Options struct {
@@ -111,7 +150,10 @@ type Options struct {
 	ApplicationName string      // ours, as synchronous_standby_names would name it
 	EndPos          segment.LSN // stop behind it; 0: never
 	NoLoop          bool        // end with the first attempt
-	Hold            int64       // bytes; 0 turns the hold off
+	Ack             Ack
+	Synchronous     Synchronous
+	NoSpool         bool  // the spool does not outlive the process: nothing in it is reported; with AckArchive only
+	Hold            int64 // bytes, with AckSpool; 0 turns the hold off
 	StatusInterval  time.Duration
 	ShutdownGrace   time.Duration
 	// WatchInterval is how often a second, short connection asks whether we
@@ -150,6 +192,7 @@ type Receiver struct {
 	created  bool            // this run made the slot, and has not reported anything yet
 	slotSeen bool            // the slot was there when last used
 	toldKeep bool            // max_slot_wal_keep_size was warned of
+	unasked  bool            // pos is the spool's end, since the archive could not be asked for its own
 
 	fullSince time.Time // when it was last told that the spool is full
 	toldFull  bool      // and not yet that it has room again

@@ -130,6 +130,11 @@ func (r *Receiver) gapOr(err error, from segment.Position) error {
 		r.skipPage = true
 		return fmt.Errorf("the server has no WAL before %s any more; beginning there: %w", r.pos, errNextStart)
 	}
+	if r.unasked {
+		// The archive may know more than a spool that lost its end with the power.
+		r.resolved = false
+		return &archiveError{fmt.Errorf("the server has removed the WAL that follows the spool's end at %s, and whether the archive has it is not known: %w", r.pos, err)}
+	}
 	return fmt.Errorf("%w: we hold everything before %s, and the server has removed what follows: %w", ErrGap, r.pos, err)
 }
 
@@ -172,12 +177,19 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if held {
 		near = end.LSN
 	}
-	archived, ok, err := r.archiveEnd(ctx, near, held)
+	archived, ok, asked, err := r.archiveEnd(ctx, near, held)
 	if err != nil {
 		return err
 	}
+	r.unasked = held && !ok && !asked
 	if held && ok {
 		if ok, err = r.coversHeld(ctx, archived); err != nil {
+			return err
+		}
+	}
+	if asked && !ok && !held {
+		// A new archive, whose first segment is not whole yet.
+		if archived, ok, err = r.firstTail(ctx); err != nil {
 			return err
 		}
 	}
@@ -213,40 +225,166 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		r.pos = archived
 		r.uploader.Base(archived)
 	}
-	r.resolved, r.fresh = true, false
-	// Both ends were durable before this run: the spool's files were read
-	// back record by record, the archive's objects were stored whole.
-	r.spooled = r.pos.LSN
 	if err := r.settleOld(); err != nil {
 		return err
 	}
 	if err := r.dropRemains(ctx, archived); err != nil {
 		return err
 	}
+	if asked {
+		from := archived
+		if !ok {
+			from = first
+		}
+		if err := r.restoreTails(ctx, from); err != nil {
+			return err
+		}
+	}
+	r.resolved, r.fresh = true, false
+	// Both ends were durable before this run: the spool's files were read
+	// back record by record, the archive's objects were stored whole.
+	r.spooled = r.pos.LSN
 	r.log.Info("resuming", "position", r.pos.String())
 	return nil
 }
 
 // archiveEnd asks for the end of the archive's run. A spool that holds WAL can
-// do without an answer for a while; an empty one cannot: to begin anywhere
-// else would be a silent gap.
-func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) (segment.Position, bool, error) {
+// do without an answer for a while (asked is false then); an empty one cannot:
+// to begin anywhere else would be a silent gap.
+func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) (p segment.Position, ok, asked bool, err error) {
 	if !held {
-		p, ok, err := r.archive.RunEnd(ctx, r.history, r.size, near)
+		p, ok, err = r.archive.RunEnd(ctx, r.history, r.size, near)
 		if err != nil {
-			return p, ok, &archiveError{err}
+			return p, ok, false, &archiveError{err}
 		}
 		r.asking.Over()
-		return p, ok, nil
+		return p, ok, true, nil
 	}
 	short, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
-	p, ok, err := r.archive.RunEnd(short, r.history, r.size, near)
+	p, ok, err = r.archive.RunEnd(short, r.history, r.size, near)
 	if err != nil && !Final(err) && ctx.Err() == nil {
 		r.log.Warn("the archive cannot be asked where it ends; going on from the end of the spool", "error", err.Error())
-		return segment.Position{}, false, nil
+		return segment.Position{}, false, false, nil
 	}
-	return p, ok, err
+	return p, ok, true, err
+}
+
+// firstTail returns the start of the first segment along the history that has
+// tail objects, where the archive has no whole one yet.
+func (r *Receiver) firstTail(ctx context.Context) (p segment.Position, ok bool, err error) {
+	timelines := []segment.Timeline{}
+	for _, a := range r.history.Ancestors {
+		timelines = append(timelines, a.Timeline)
+	}
+	for _, t := range append(timelines, r.history.Timeline) {
+		names, err := r.archive.TailSegments(ctx, t)
+		if err != nil {
+			return segment.Position{}, false, &archiveError{err}
+		}
+		for _, n := range names {
+			p := segment.Position{Timeline: t, LSN: n.Start(r.size)}
+			if n.Check(r.size) == nil && (r.history.Contains(p) || t == r.history.Timeline) {
+				return segment.Position{Timeline: r.history.Owner(p.LSN), LSN: p.LSN}, true, nil
+			}
+		}
+	}
+	return segment.Position{}, false, nil
+}
+
+// restoreTails puts into the spool what the archive's tail objects have behind
+// its whole segments, which end at a boundary, and the spool has not: this host
+// is another one, or has lost its disk. It moves the resume position behind it.
+// The bytes are compared with the server's like everything that we hold; what
+// fills its segment is sealed, and goes up whole.
+func (r *Receiver) restoreTails(ctx context.Context, from segment.Position) error {
+	at := r.size.Start(from.LSN)
+	for t := r.history.Owner(at); ; {
+		n := r.size.Name(t, at)
+		end, err := r.restoreTail(ctx, n)
+		if err != nil || end <= at {
+			return err
+		}
+		w, ended := r.history.Switchpoint(t)
+		if end > r.pos.LSN || end == r.pos.LSN && t > r.pos.Timeline {
+			r.pos = segment.Position{Timeline: t, LSN: end}
+		}
+		switch {
+		case ended && end == w:
+			// Of its child the same segment may be there.
+			if err := r.finishPartial(t, w); err != nil {
+				return err
+			}
+			t = r.history.Owner(w)
+			at = r.size.Start(w)
+		case end == n.End(r.size):
+			at = end
+		default:
+			return nil
+		}
+	}
+}
+
+// restoreTail restores one segment, unless the spool has as much of it, and
+// returns up to where the spool has it then: not beyond its timeline's end.
+func (r *Receiver) restoreTail(ctx context.Context, n segment.Name) (segment.LSN, error) {
+	g, held := r.find(n)
+	if held && g.Sealed() {
+		return g.End(), nil
+	}
+	bytes, err := r.archive.TailEnd(ctx, n)
+	if err != nil {
+		return 0, &archiveError{err}
+	}
+	start := n.Start(r.size)
+	end := start + segment.LSN(bytes)
+	if w, ended := r.history.Switchpoint(n.Timeline); ended {
+		end = min(end, w)
+	}
+	if held && r.heldUpTo(g) >= end || end == start {
+		return end, nil
+	}
+	if g, err = r.spool.Begin(n); err != nil {
+		return 0, &spoolError{err}
+	}
+	bytes, err = r.archive.AssembleTails(ctx, n, r.size, patch{segmentReader{g, r.size}})
+	switch {
+	case errors.Is(err, spool.ErrConflict), errors.Is(err, ErrConflict):
+		return 0, fmt.Errorf("%w: the archive's tail objects of %s are of another history: %w", ErrConflict, n, err)
+	case err != nil:
+		g.Abandon()
+		return 0, &archiveError{err}
+	}
+	end = min(end, start+segment.LSN(bytes))
+	g.Settle(end)
+	r.uploader.Chained(n, end)
+	r.log.Info("the archive's tail objects have more of the open segment than the spool: taken from there", "segment", n.String(), "up_to", end.String())
+	if end == g.End() {
+		if err := g.Seal(); err != nil && !errors.Is(err, spool.ErrDropped) {
+			return 0, &spoolError{err}
+		}
+	}
+	return end, nil
+}
+
+// heldUpTo returns up to where a held segment has bytes, from its start on,
+// that are known to be right.
+func (r *Receiver) heldUpTo(g *spool.Segment) segment.LSN {
+	if from, to := g.Vouched(); from == g.Start() {
+		return to
+	}
+	return g.Start()
+}
+
+// patch is a segment of the spool that is put together by the places in it.
+type patch struct{ segmentReader }
+
+// WriteAt implements io.WriterAt.
+func (p patch) WriteAt(b []byte, off int64) (int, error) {
+	if err := p.g.WriteAt(b, p.g.Start()+segment.LSN(off)); err != nil {
+		return 0, err
+	}
+	return len(b), nil
 }
 
 // resolveFresh begins an archive: at the slot's restart_lsn where there is a

@@ -13,8 +13,12 @@ import (
 	"github.com/walferry/walferry/segment/spool"
 )
 
-// stopPatience bounds the good-bye of a stream that was asked to end.
-const stopPatience = 5 * time.Second
+// stopPatience bounds the good-bye of a stream that was asked to end, and
+// shipPatience the part of it that waits for the archive.
+const (
+	stopPatience = 5 * time.Second
+	shipPatience = 3 * time.Second
+)
 
 const (
 	// lazySync is how long bytes may wait for their fsync while the hold
@@ -125,6 +129,7 @@ func (st *streaming) run(ctx context.Context) error {
 			return errors.New("the server is shutting down while the spool is full; letting go of it")
 		}
 		st.sync()
+		st.offer()
 		if st.batch != nil {
 			st.feedback.heard = time.Now() // it may be saying something that is not read now
 		} else if st.feedback.silent(time.Now()) {
@@ -218,7 +223,7 @@ func (st *streaming) consume(ctx context.Context) (done bool, err error) {
 		if !st.flows && st.cursor >= r.pos.LSN && !r.fresh {
 			// Only now: a server that takes the command and then ends the
 			// stream each time is still one trouble.
-			st.flows = true
+			st.flows, r.unasked = true, false
 			r.trouble.Over()
 			r.log.Info("streaming", "position", r.pos.String(), "server", st.name, "version", st.srv.version.String())
 		}
@@ -403,6 +408,9 @@ func (st *streaming) close() error {
 	r := st.r
 	g := r.seg
 	r.rememberTail(g)
+	if r.o.Ack == AckArchive {
+		st.offer() // a commit that waits is served before the segment is stored whole
+	}
 	r.seg = nil
 	if g.Sealed() {
 		r.spooled = max(r.spooled, g.Name().End(r.size))
@@ -417,7 +425,7 @@ func (st *streaming) close() error {
 // as soon as nothing more is queued, one fsync for all that was written.
 func (st *streaming) sync() {
 	st.forgetShipped()
-	lazy := st.holding()
+	lazy := st.lazy()
 	switch {
 	case st.disk.busy:
 	case len(st.disk.queue) > 0:
@@ -449,13 +457,13 @@ func (st *streaming) nextSync(late time.Time) time.Time {
 // forgetShipped takes those segments from the queue that the archive has
 // already: they need no fsync.
 func (st *streaming) forgetShipped() {
-	shipped, ok := st.r.shippedHere()
+	sealed, ok := st.r.sealedHere()
 	if !ok || st.disk.busy {
 		return // the one in work is the first of the queue
 	}
-	for len(st.disk.queue) > 0 && st.disk.queue[0].End() <= shipped && st.disk.queue[0].Name().Timeline == st.r.pos.Timeline {
+	for len(st.disk.queue) > 0 && st.disk.queue[0].End() <= sealed && st.disk.queue[0].Name().Timeline == st.r.pos.Timeline {
 		st.disk.queue = st.disk.queue[1:]
-		st.r.spooled = max(st.r.spooled, shipped)
+		st.r.spooled = max(st.r.spooled, sealed)
 		st.feedback.due = true // a report at each segment's end
 	}
 }
@@ -513,6 +521,7 @@ func (st *streaming) stop(ctx context.Context) error {
 	if err := st.flush(ctx); err != nil {
 		return err
 	}
+	st.shipRest(ctx)
 	st.feedback.due = true
 	if err := st.feedback.send(st, time.Now()); err != nil {
 		r.log.Debug("the last status could not be sent", "error", err.Error())
@@ -522,6 +531,29 @@ func (st *streaming) stop(ctx context.Context) error {
 		r.log.Debug("the stream did not end in good order", "error", err.Error())
 	}
 	return nil
+}
+
+// shipRest gives the uploader a moment to ship what was received, so that the
+// last report with AckArchive can be of all of it.
+func (st *streaming) shipRest(ctx context.Context) {
+	r := st.r
+	if r.o.Ack != AckArchive || r.seg == nil || r.fresh || st.cursor < r.pos.LSN || st.behindUnproved() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, shipPatience)
+	defer cancel()
+	r.uploader.Offer(r.seg, st.cursor, true)
+	for {
+		shipped, ok := r.shippedHere()
+		if !ok || shipped == r.pos.LSN || r.uploader.Failing() || r.uploader.Stopped() != nil {
+			return
+		}
+		select {
+		case <-r.uploader.Changed():
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // flush makes everything that was written durable.

@@ -15,6 +15,7 @@ import (
 // the hold not apply. It also notices a server that is shutting down.
 type watcher struct {
 	name    string // our application_name
+	told    Synchronous
 	changed chan struct{}
 
 	mu        sync.Mutex
@@ -25,7 +26,7 @@ type watcher struct {
 
 // startWatch starts the watch; the returned function ends it and waits.
 func (r *Receiver) startWatch(ctx context.Context) (stop func()) {
-	r.watch = &watcher{name: r.o.ApplicationName, changed: make(chan struct{}, 1)}
+	r.watch = &watcher{name: r.o.ApplicationName, told: r.o.Synchronous, changed: make(chan struct{}, 1)}
 	if r.o.WatchInterval <= 0 {
 		return func() {}
 	}
@@ -107,7 +108,7 @@ func (w *watcher) set(change func()) {
 func (w *watcher) waiting() bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.standby
+	return w.told == SynchronousOn || w.told == SynchronousAuto && w.standby
 }
 
 func (w *watcher) shuttingDown() bool {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"slices"
 	"sync"
 	"syscall"
 	"testing"
@@ -34,6 +35,7 @@ type world struct {
 	archive *testArchive
 	carrier *carrier
 	options Options
+	tailing bool // of the carriers
 	log     *logBuffer
 	r       *Receiver
 
@@ -45,6 +47,7 @@ type testArchive struct {
 	mu       sync.Mutex
 	segments map[segment.Name][]byte
 	partials map[segment.Name]segment.LSN
+	tails    map[segment.Name][]byte // of segments that are not whole: what their objects hold together
 	id       spool.Identity
 	down     error // every call fails with it
 }
@@ -92,6 +95,42 @@ func (a *testArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser,
 	return io.NopCloser(bytes.NewReader(b)), nil
 }
 
+func (a *testArchive) TailEnd(_ context.Context, n segment.Name) (uint32, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return uint32(len(a.tails[n])), a.down
+}
+
+func (a *testArchive) AssembleTails(_ context.Context, n segment.Name, _ segment.Size, into Patch) (uint32, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.down != nil {
+		return 0, a.down
+	}
+	b := a.tails[n]
+	if len(b) == 0 {
+		return 0, nil
+	}
+	// Some more than counts: an object that turned out not to be of the chain.
+	if _, err := into.WriteAt(append(bytes.Clone(b), "remains"...)[:min(len(b)+7, int(segment.MinSize))], 0); err != nil {
+		return 0, err
+	}
+	return uint32(len(b)), nil
+}
+
+func (a *testArchive) TailSegments(_ context.Context, t segment.Timeline) ([]segment.Name, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var names []segment.Name
+	for n := range a.tails {
+		if n.Timeline == t {
+			names = append(names, n)
+		}
+	}
+	slices.SortFunc(names, segment.Name.Compare)
+	return names, a.down
+}
+
 // carrier is an uploader: it moves whole segments into a testArchive while it
 // is not held up.
 type carrier struct {
@@ -107,6 +146,17 @@ type carrier struct {
 	known    bool
 	switches map[segment.Timeline]segment.Position // where a timeline ended -> the child
 	changed  chan struct{}
+
+	tailing bool // what is offered goes up at once
+	tails   map[segment.Name]segment.LSN
+	offers  []offered
+}
+
+// offered is a call of Offer that was not like the one before.
+type offered struct {
+	g     *spool.Segment
+	to    segment.LSN
+	hurry bool
 }
 
 func (c *carrier) run(ctx context.Context) {
@@ -207,10 +257,53 @@ func (c *carrier) Switch(t segment.Timeline, at segment.LSN, child segment.Timel
 	c.follow()
 }
 
-func (c *carrier) Shipped() (segment.Position, bool) {
+func (c *carrier) Sealed() (segment.Position, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.shipped, c.known
+}
+
+func (c *carrier) Shipped() (segment.Position, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.shipped
+	for end := p.LSN; ; p.LSN = end {
+		if to, ok := c.switches[p.Timeline]; ok && p.LSN >= to.LSN {
+			p, end = to, to.LSN
+			continue
+		}
+		if end = c.tails[segment.MinSize.Name(p.Timeline, p.LSN)]; end <= p.LSN {
+			return p, c.known
+		}
+	}
+}
+
+func (c *carrier) Chained(n segment.Name, to segment.LSN) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.tails[n] = max(c.tails[n], to)
+}
+
+func (c *carrier) Offer(g *spool.Segment, to segment.LSN, hurry bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	o := offered{g, to, hurry}
+	if n := len(c.offers); n > 0 && c.offers[n-1] == o {
+		return
+	}
+	c.offers = append(c.offers, o)
+	if !c.tailing || c.stalled != nil || to <= max(g.Start(), c.tails[g.Name()]) {
+		return
+	}
+	b := make([]byte, to-g.Start())
+	if err := g.ReadAt(b, g.Start()); err != nil {
+		return
+	}
+	c.ar.mu.Lock()
+	c.ar.tails[g.Name()] = b
+	c.ar.mu.Unlock()
+	c.tails[g.Name()] = to
+	c.notify()
 }
 func (c *carrier) Failing() bool            { c.mu.Lock(); defer c.mu.Unlock(); return c.failing }
 func (c *carrier) Stopped() error           { c.mu.Lock(); defer c.mu.Unlock(); return c.stopped }
@@ -225,7 +318,7 @@ func newWorld(t *testing.T, o fakepg.Options) *world {
 	w := &world{t: t, srv: fakepg.New(o), dir: t.TempDir(), fs: disk.OS{}, log: &logBuffer{}}
 	t.Cleanup(w.srv.Close)
 	w.srv.SetSlot(slotName, mb) // a server that has kept its WAL from the beginning
-	w.archive = &testArchive{segments: map[segment.Name][]byte{}, partials: map[segment.Name]segment.LSN{}}
+	w.archive = &testArchive{segments: map[segment.Name][]byte{}, partials: map[segment.Name]segment.LSN{}, tails: map[segment.Name][]byte{}}
 	w.options = Options{Slot: slotName, ApplicationName: "walferry", Hold: 32 << 20, ShutdownGrace: 30 * time.Second}
 	return w
 }
@@ -251,7 +344,7 @@ func (w *world) start(limit int64) (end func() error, result <-chan error) {
 		w.t.Fatal(err)
 	}
 	w.sp = sp
-	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}, carried: map[segment.Name]segment.LSN{}}
+	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}, carried: map[segment.Name]segment.LSN{}, tails: map[segment.Name]segment.LSN{}, tailing: w.tailing}
 	w.options.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if w.options.Connect == nil {
 		w.options.Connect = connect(w.srv)

@@ -36,7 +36,10 @@ type receiveSettings struct {
 	Slot          string
 	SpoolDir      string
 	SpoolLimit    int64 // bytes; 0: the spool's own default
-	Hold          int64 // bytes; 0: no hold
+	Ack           receiver.Ack
+	Synchronous   receiver.Synchronous
+	ShipInterval  time.Duration // 0: no tail objects but for commits that wait
+	Hold          int64         // bytes; 0: no hold
 	Compress      codec.Method
 	CompressGiven bool // else the archive's own codec wins
 	ShutdownGrace time.Duration
@@ -48,7 +51,7 @@ type receiveSettings struct {
 
 // receiveCommand is "walferry receive".
 func receiveCommand(p *program) *cli.Command {
-	flags := settingFlags("slot", "spool", "spool-limit", "ack", "hold", "compress", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
+	flags := settingFlags("slot", "spool", "spool-limit", "ack", "hold", "synchronous", "ship-interval", "compress", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
 	flags = append(flags, connectionFlags()...)
 	flags = append(flags, settingFlags("dbname")...)
 	return &cli.Command{
@@ -87,12 +90,19 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		SpoolDir:       c.set.Text("spool"),
 		SpoolLimit:     c.set.Bytes("spool-limit"),
 		Hold:           c.set.Bytes("hold"),
+		ShipInterval:   c.set.Duration("ship-interval"),
 		ShutdownGrace:  c.set.Duration("shutdown-grace"),
 		NoLoop:         c.set.Bool("no-loop"),
 		Log:            c.log,
 	}
+	if c.set.Text("ack") == "archive" {
+		s.Ack = receiver.AckArchive
+	}
+	var err error
+	if s.Synchronous, err = parseSynchronous(c.set.Text("synchronous")); err != nil {
+		return s, withExit(exitUsage, err, "")
+	}
 	if v := c.set.Value("endpos"); v.IsSet() {
-		var err error
 		if s.EndPos, err = segment.ParseLSN(v.Text); err != nil {
 			return s, withExit(exitUsage, err, "")
 		}
@@ -104,7 +114,6 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		}
 		s.SpoolDir = filepath.Join(home, "spool")
 	}
-	var err error
 	if s.Compress, err = findCompression(c.set); err != nil {
 		return s, err
 	}
@@ -120,6 +129,10 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 // frameMemory is how much of one compressed segment is held in memory; the
 // rest of a large one goes to an unlinked file in the spool's directory.
 const frameMemory = 8 << 20
+
+// lastTail is how long a clean stop waits for what was just received to be
+// shipped.
+const lastTail = 3 * time.Second
 
 // watchInterval is how often the server is asked whether commits wait for us.
 const watchInterval = 10 * time.Second
@@ -143,16 +156,16 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 
 	ar := archive.New(store, archive.Options{Log: s.Log, SingleReceiver: s.SingleReceiver})
 	up := uploader.New(sp, ar, uploader.Options{
-		Method: s.Compress, Follow: !s.CompressGiven,
+		Method: s.Compress, Follow: !s.CompressGiven, ShipInterval: s.ShipInterval,
 		Buffers: codec.NewBuffers(frameMemory, s.SpoolDir), Log: s.Log.With("archive", ar.String()),
 	})
-	rec := receiver.New(sp, archiveView{ar, up}, up, receiver.Options{
+	rec := receiver.New(sp, archiveView{ar, up, s.Log}, up, receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, s.Server) },
 		SlotPosition: func(ctx context.Context, slot string) (segment.LSN, bool, error) {
 			return slotPosition(ctx, s.Server, s.Database, slot)
 		},
 		Slot: s.Slot, ApplicationName: s.Server.ApplicationName(),
-		EndPos: s.EndPos, NoLoop: s.NoLoop, Hold: s.Hold,
+		EndPos: s.EndPos, NoLoop: s.NoLoop, Ack: s.Ack, Synchronous: s.Synchronous, Hold: s.Hold,
 		ShutdownGrace: s.ShutdownGrace, WatchInterval: watchInterval, Log: s.Log,
 	})
 	for _, notice := range s.Server.Notices() {
@@ -161,12 +174,15 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 	s.Log.Info("starting", "archive", ar.String(), "spool", s.SpoolDir, "slot", s.Slot, "server", s.Server.String())
 
 	// The uploader starts first and needs no server: what a receiver's disk
-	// holds goes up even when the primary is gone for good.
+	// holds goes up even when the primary is gone for good. It also ends last,
+	// since the last report may be of what it ships.
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
+	shipping, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopShipping()
 	var beside sync.WaitGroup
 	beside.Go(func() {
-		if err := up.Run(work); err != nil {
+		if err := up.Run(shipping); err != nil {
 			cancel(err)
 		}
 	})
@@ -184,7 +200,16 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 			err = nil // told to stop while waiting
 		}
 	}
+	if ctx.Err() != nil && err == nil && !up.Failing() {
+		// What is in the spool goes up with the next start, too.
+		last, done := context.WithTimeout(shipping, lastTail)
+		if err := up.Drain(last); err != nil {
+			s.Log.Debug("stopped before everything in the spool was shipped", "error", err.Error())
+		}
+		done()
+	}
 	cancel(nil)
+	stopShipping()
 	beside.Wait()
 	sayGoodbye(s, rec.Summary(), up)
 	return receiveError(err, s)
@@ -211,7 +236,8 @@ func sayGoodbye(s receiveSettings, sum receiver.Summary, up *uploader.Uploader) 
 // archiveView is the archive as the receiver sees it.
 type archiveView struct {
 	*archive.Archive
-	up *uploader.Uploader
+	up  *uploader.Uploader
+	log *slog.Logger
 }
 
 // Claim claims through the uploader, which remembers that it was done.
@@ -233,6 +259,20 @@ func (v archiveView) Segment(ctx context.Context, n segment.Name) (io.ReadCloser
 		return nil, err
 	}
 	return o, nil
+}
+
+// AssembleTails puts a segment's tail objects together. What is damaged, or
+// missing in the middle, ends it there: the server is asked for the rest.
+func (v archiveView) AssembleTails(ctx context.Context, n segment.Name, size segment.Size, into receiver.Patch) (uint32, error) {
+	end, _, err := v.Archive.AssembleTails(ctx, n, size, into)
+	switch {
+	case errors.Is(err, archive.ErrConflict):
+		return 0, fmt.Errorf("%w: %w", receiver.ErrConflict, err)
+	case errors.Is(err, archive.ErrTailHole), errors.Is(err, codec.ErrDamaged), errors.Is(err, archive.ErrNoDecoder):
+		v.log.Warn("not all tail objects of the open segment can be read: asking the server for what they do not give", "error", err.Error())
+		return end, nil
+	}
+	return end, err
 }
 
 // slotPosition asks an ordinary connection where a slot is.

@@ -13,6 +13,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"github.com/walferry/walferry/cmd/internal/settings"
+	"github.com/walferry/walferry/receiver"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
 )
@@ -50,8 +51,10 @@ func settingTable() []setting {
 		{s{Name: "slot", Default: "walferry", Check: checkSlotName}, "", "NAME", "replication slot; made when it is missing", ""},
 		{s{Name: "spool", Check: checkSpool}, "", "DIR", "where WAL lies until it is in the archive (default spool/ in WALFERRY_HOME)", ""},
 		{s{Name: "spool-limit", Check: checkLimit}, "", "SIZE", "stop receiving when the spool holds so much (default 80% of the file system)", ""},
-		{s{Name: "ack", Default: "spool", Check: checkAck}, "", "spool", "what flushed means to the server: on this host's disk", ""},
+		{s{Name: "ack", Default: "spool", Check: checkAck}, "", "spool|archive", "what flushed means to the server: on this host's disk, or in the archive", ""},
 		{s{Name: "hold", Default: "32MB", Check: settings.CheckSize}, "", "SIZE", "let the server keep so much until it is in the archive, too; 0 is off", ""},
+		{s{Name: "synchronous", Default: "auto", Check: checkSynchronous}, "", "auto|on|off", "whether commits wait for us: auto asks the server's synchronous_standby_names", ""},
+		{s{Name: "ship-interval", Default: "1s", Check: settings.CheckDuration}, "", "TIME", "how often what is new in the unfinished segment goes to the archive; 0 is off", ""},
 		{s{Name: "compress", Default: "lz4", Check: checkCompress}, "", "METHOD[:LEVEL]", "lz4, zstd or none", ""},
 		{s{Name: "shutdown-grace", Default: "30s", Check: settings.CheckDuration}, "", "TIME", "how long a stopping server may wait for us", ""},
 		{s{Name: "endpos", Check: checkLSN}, "", "LSN", "stop when everything up to it was received", ""},
@@ -206,13 +209,28 @@ func checkLimit(text string) error {
 }
 
 func checkAck(text string) error {
-	switch text {
-	case "spool":
-		return nil
-	case "archive":
-		return errors.New("this version acknowledges what is in its spool only: want spool")
+	if text != "spool" && text != "archive" {
+		return errors.New("want spool or archive")
 	}
-	return errors.New("want spool")
+	return nil
+}
+
+// parseSynchronous reads a value of --synchronous.
+func parseSynchronous(text string) (receiver.Synchronous, error) {
+	switch text {
+	case "auto":
+		return receiver.SynchronousAuto, nil
+	case "on":
+		return receiver.SynchronousOn, nil
+	case "off":
+		return receiver.SynchronousOff, nil
+	}
+	return 0, errors.New("want auto, on or off")
+}
+
+func checkSynchronous(text string) error {
+	_, err := parseSynchronous(text)
+	return err
 }
 
 func checkSlotName(text string) error { return replication.CheckSlotName(text) }
