@@ -42,6 +42,7 @@ var rules = map[string]rule{
 	"segment/waltest":      {folders: []string{"segment"}},
 	"segment/disk":         {modules: []string{unixCalls}},
 	"segment/disk/crashfs": {folders: []string{"segment/disk"}},
+	"segment/disk/memory":  {folders: []string{"segment/disk"}},
 	"segment/spool":        {folders: []string{"segment", "segment/disk"}},
 	"replication":          {folders: []string{"segment"}, modules: []string{pgx, pglogrepl, "github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile", unixCalls}},
 	"replication/fakepg":   {folders: []string{"segment", "replication"}, modules: []string{pgx}},
