@@ -524,8 +524,12 @@ func TestAssembleTailsNeedsAnswers(t *testing.T) {
 	s.put(0, 1000)
 	s.put(1000, 2000)
 	full := errors.New("no space left on device")
-	if _, _, err := New(s.store, Options{}).AssembleTails(t.Context(), s.name, mb, &patch{fail: full}); !errors.Is(err, full) {
+	counted := count(s.store)
+	if _, _, err := New(counted, Options{}).AssembleTails(t.Context(), s.name, mb, &patch{fail: full}); !errors.Is(err, full) {
 		t.Error(err)
+	}
+	if n := counted.taken("GET"); n > 2 {
+		t.Errorf("%d GETs for two objects: reading again helps no disk", n)
 	}
 	if _, _, err := New(s.store, Options{}).AssembleTails(t.Context(), s.name, mb, unreadablePatch{newPatch(mb)}); err != nil {
 		t.Errorf("read without need: %v", err)
@@ -622,6 +626,95 @@ func TestAssembleTailsInParallel(t *testing.T) {
 			t.Errorf("%s was read %d times", key, n)
 		}
 	}
+}
+
+// TestAssembleTailsEndsItsDownloads: when it returns, nothing goes on.
+func TestAssembleTailsEndsItsDownloads(t *testing.T) {
+	s := newTails(t, mem.New(), mb)
+	s.put(0, 1000)
+	s.put(1000, 2000)
+	s.put(2000, 3000)
+	var mu sync.Mutex
+	running := 0
+	store := mem.NewWith(mem.Options{Before: func(ctx context.Context, op mem.Op, key string) error {
+		if op != mem.Get {
+			return nil
+		}
+		if strings.Contains(key, "/00000000-") {
+			return objstore.ErrDenied
+		}
+		mu.Lock()
+		running++
+		mu.Unlock()
+		<-ctx.Done()
+		time.Sleep(10 * time.Millisecond)
+		mu.Lock()
+		running--
+		mu.Unlock()
+		return ctx.Err()
+	}})
+	for _, key := range keysOf(t, s.store) {
+		put(t, store, key, stored(t, s.store, key))
+	}
+	if _, _, err := New(store, Options{}).AssembleTails(t.Context(), s.name, mb, newPatch(mb)); !errors.Is(err, objstore.ErrDenied) {
+		t.Error(err)
+	}
+	mu.Lock()
+	defer mu.Unlock()
+	if running != 0 {
+		t.Errorf("%d GETs go on", running)
+	}
+}
+
+// TestAssembleTailsIsBounded: what says that it is small and is not does not
+// wait in memory, and the shortest of those that reach equally far is read.
+func TestAssembleTailsIsBounded(t *testing.T) {
+	s := newTails(t, mem.New(), mb)
+	s.put(0, 1000)
+	s.raw(s.tail(1000, 2000), plain, make([]byte, 40*smallTail))
+	store := &meteredBodies{Store: s.store}
+	if _, _, err := New(store, Options{}).AssembleTails(t.Context(), s.name, mb, newPatch(mb)); !errors.Is(err, codec.ErrDamaged) {
+		t.Error(err)
+	}
+	if store.read > smallTail {
+		t.Errorf("%d bytes were read", store.read)
+	}
+	s = newTails(t, mem.New(), mb)
+	s.put(0, 1<<19)
+	s.put(1, 1<<20)
+	s.put(1<<19, 1<<20)
+	store = &meteredBodies{Store: s.store}
+	if end, _, err := New(store, Options{}).AssembleTails(t.Context(), s.name, mb, newPatch(mb)); err != nil || end != 1<<20 {
+		t.Errorf("%d bytes, %v", end, err)
+	}
+	if store.read < 1<<20 || store.read > 1<<20+1000 {
+		t.Errorf("%d bytes were read", store.read)
+	}
+}
+
+type meteredBodies struct {
+	*mem.Store
+
+	mu   sync.Mutex
+	read int // bytes
+}
+
+func (s *meteredBodies) Get(ctx context.Context, key string) (io.ReadCloser, objstore.Info, error) {
+	body, info, err := s.Store.Get(ctx, key)
+	return &meteredBody{body, s}, info, err
+}
+
+type meteredBody struct {
+	io.ReadCloser
+	store *meteredBodies
+}
+
+func (b *meteredBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.store.mu.Lock()
+	b.store.read += n
+	b.store.mu.Unlock()
+	return n, err
 }
 
 type slowGets struct {
