@@ -25,10 +25,15 @@ const maxHistory = 1 << 20
 // delivery brings one object to its place.
 type delivery struct {
 	*Fetcher
-	wanted     wanted
-	cluster    cluster
-	target     string
-	unfinished bool // the object is a segment that was never completed
+	wanted  wanted
+	cluster cluster
+	target  string
+
+	// Of a segment that was never completed:
+	unsealed bool
+	tails    *tails // nil: it has no tail objects that matter
+	reached  uint64 // how many bytes of it are known to be there
+	ended    bool   // a history says that the timeline ended in it
 }
 
 // serve delivers the object of that name. found is false when the store
@@ -81,9 +86,12 @@ func damaged(err error) bool {
 // object delivers an open object, and closes it.
 func (d *delivery) object(ctx context.Context, o *archive.Object) (err error) {
 	defer func() { _ = o.Close() }() // whatever counts was read and checked by then
-	if d.wanted.isHistory() {
+	switch {
+	case d.wanted.isHistory():
 		err = d.history(ctx, o)
-	} else {
+	case d.tails != nil:
+		err = d.segment(ctx, &partial{d: d, object: o})
+	default:
 		err = d.segment(ctx, o)
 	}
 	if err != nil && !errors.Is(err, ErrAbsent) {
@@ -147,8 +155,14 @@ func (d *delivery) segment(ctx context.Context, r io.Reader) error {
 	if err != nil {
 		return err
 	}
+	if err := d.isEnd(ctx, size, limit); err != nil {
+		return err
+	}
 	rules := segment.PageRules{Name: name, Size: size, SystemIdentifier: expected, History: d.cluster.history(name.Timeline)}
-	s := &sieve{checker: segment.NewPageChecker(rules), rules: rules, limit: limit, unfinished: d.unfinished}
+	s := &sieve{checker: segment.NewPageChecker(rules), rules: rules, limit: limit, unfinished: d.unsealed}
+	if d.tails != nil {
+		s.firm = uint64(d.tails.end)
+	}
 	err = d.install(d.target, func(w io.Writer) error {
 		for len(block) > 0 {
 			if err := s.sift(block); err != nil {
@@ -239,8 +253,10 @@ type sieve struct {
 	// unfinished: the segment was never completed. PostgreSQL's archiver
 	// stores such a file as it lies in pg_wal, with old content behind the
 	// last record. The first page that does not belong there ends what
-	// passes; replay would end there as well.
+	// passes; replay would end there as well. The first firm bytes are from
+	// tail objects, which hold what the server sent and nothing else.
 	unfinished bool
+	firm       uint64
 	ended      bool   // by such a page: the checker is not asked any more
 	seen       uint64 // bytes
 }
@@ -260,7 +276,7 @@ func (s *sieve) sift(p []byte) error {
 			continue
 		}
 		_, err := s.checker.Write(page)
-		if s.unfinished && at > 0 && errors.Is(err, segment.ErrPage) {
+		if s.unfinished && at > 0 && at+shortHeader > s.firm && errors.Is(err, segment.ErrPage) {
 			clear(page)
 			s.limit, s.ended, err = min(s.limit, at), true, nil
 		}

@@ -20,12 +20,20 @@
 // it was decoded, and is durable:
 //
 //	operation                  crash behind it leaves            recovery
+//	scratch file made          pgsql_tmp_walferry.tails.…        as below
+//	scratch file unlinked,     nothing: it has no name           none needed
+//	tail objects in it
 //	temporary file made        pgsql_tmp_walferry.… beside the   ignored by the server, base backups and
 //	                           target                            pg_rewind; removed once it is an hour old
 //	content written, fsynced   the same                          the same
 //	renamed onto the target    target, whole; perhaps the old    the server asks again and removes
 //	                           name after a power failure        what is there first
 //	directory fsynced          target, whole                     none needed
+//
+// A segment that was never completed is put together from its tail objects, or
+// is a partial, and zeros behind. In an archive recovery such a file is the end
+// of WAL, so it is only delivered when nothing follows it; a standby asks for
+// it again, and goes on where it was.
 //
 // Nothing here exits, prints or reads the environment.
 package restore

@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"hash/crc32"
 	"io"
 	"log/slog"
 	"os"
@@ -109,9 +110,11 @@ func (a *fakeArchive) putRaw(key string, stored objstore.Body) {
 }
 
 // damage cuts an object's end off.
-func (a *fakeArchive) damage(key string) {
+func (a *fakeArchive) damage(key string) { a.t.Helper(); a.damageAt("wal_005/" + key) }
+
+func (a *fakeArchive) damageAt(key string) {
 	a.t.Helper()
-	r, _, err := a.store.Get(context.Background(), "wal_005/"+key)
+	r, _, err := a.store.Get(context.Background(), key)
 	if err != nil {
 		a.t.Fatal(err)
 	}
@@ -119,7 +122,26 @@ func (a *fakeArchive) damage(key string) {
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	a.putRaw(key, objstore.Bytes(stored[:len(stored)-3]))
+	if err := a.store.Put(context.Background(), key, objstore.Bytes(stored[:len(stored)-3])); err != nil {
+		a.t.Fatal(err)
+	}
+}
+
+// tail stores the bytes [start, end) of a segment as a tail object, and returns
+// its key.
+func (a *fakeArchive) tail(n segment.Name, content []byte, start, end int) string {
+	a.t.Helper()
+	m := codec.Method{Name: codec.LZ4}
+	t := archive.Tail{Segment: n, Start: uint32(start), End: uint32(end), CRC: crc32.Checksum(content[:end], crc32.MakeTable(crc32.Castagnoli))}
+	frame, err := m.Encode(content[start:end])
+	if err != nil {
+		a.t.Fatal(err)
+	}
+	defer frame.Release()
+	if err := a.PutTail(context.Background(), t, m, frame); err != nil {
+		a.t.Fatal(err)
+	}
+	return "wal_tail_005/" + t.String() + m.Ext()
 }
 
 func (a *fakeArchive) call(method string) error {
@@ -162,6 +184,27 @@ func (a *fakeArchive) NextSegment(ctx context.Context, after segment.Name) (segm
 		return segment.Name{}, false, err
 	}
 	return a.Archive.NextSegment(ctx, after)
+}
+
+func (a *fakeArchive) NextTail(ctx context.Context, after segment.Name) (segment.Name, bool, error) {
+	if err := a.call("NextTail"); err != nil {
+		return segment.Name{}, false, err
+	}
+	return a.Archive.NextTail(ctx, after)
+}
+
+func (a *fakeArchive) Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error) {
+	if err := a.call("Tails"); err != nil {
+		return nil, err
+	}
+	return a.Archive.Tails(ctx, n)
+}
+
+func (a *fakeArchive) AssembleTails(ctx context.Context, n segment.Name, size segment.Size, into archive.Patch) (end, crc uint32, err error) {
+	if err := a.call("AssembleTails"); err != nil {
+		return 0, 0, err
+	}
+	return a.Archive.AssembleTails(ctx, n, size, into)
 }
 
 func (a *fakeArchive) Identity(ctx context.Context) (archive.Identity, error) {

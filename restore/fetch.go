@@ -40,6 +40,12 @@ type Archive interface {
 	Forms(ctx context.Context, name string) ([]string, error)
 	// NextSegment returns the first segment of the same timeline behind after.
 	NextSegment(ctx context.Context, after segment.Name) (segment.Name, bool, error)
+	// NextTail is NextSegment of those that have tail objects.
+	NextTail(ctx context.Context, after segment.Name) (segment.Name, bool, error)
+	// Tails lists a segment's tail objects.
+	Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error)
+	// AssembleTails puts a segment's first bytes together from its tail objects.
+	AssembleTails(ctx context.Context, n segment.Name, size segment.Size, into archive.Patch) (end, crc uint32, err error)
 	// Identity returns the identity object; archive.ErrNotFound without one.
 	Identity(ctx context.Context) (archive.Identity, error)
 	// Recognise returns the identity of an archive that may be WAL-G's own;
@@ -199,6 +205,8 @@ func (f *Fetcher) retry(ctx context.Context, w wanted, target string) error {
 
 // attempt tries once: the whole segment or history file, then what there is
 // of a segment that was never completed, then the proof that there is nothing.
+// Tail objects that vanish while they are read were most likely removed
+// because the whole segment is there by now: it is looked for again at once.
 func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 	if f.archive == nil {
 		a, err := f.o.Open(ctx)
@@ -211,14 +219,19 @@ func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 	if err != nil {
 		return err
 	}
-	d := &delivery{Fetcher: f, wanted: w, cluster: c, target: target}
-	found, err := d.serve(ctx, w.String())
-	if !found && f.takesPartial(w) {
-		d.unfinished = true
-		found, err = d.serve(ctx, partialOf(w))
+	var found bool
+	for range 2 {
+		d := &delivery{Fetcher: f, wanted: w, cluster: c, target: target}
+		found, err = d.serve(ctx, w.String())
+		if !found && f.takesUnsealed(w) {
+			found, err = d.unfinished(ctx)
+		}
+		if !errors.Is(err, archive.ErrVanished) {
+			break
+		}
 	}
 	if !found {
-		p := &proof{archive: f.archive, wanted: w, cluster: c, partials: f.takesPartial(w)}
+		p := &proof{archive: f.archive, wanted: w, cluster: c, unsealed: f.takesUnsealed(w)}
 		err = p.absent(ctx)
 	}
 	if errors.Is(err, ErrHole) && f.o.StopAtGap {
@@ -228,7 +241,7 @@ func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 	return err
 }
 
-func (f *Fetcher) takesPartial(w wanted) bool { return !w.isHistory() && !f.o.SealedOnly }
+func (f *Fetcher) takesUnsealed(w wanted) bool { return !w.isHistory() && !f.o.SealedOnly }
 
 // partialOf is the name under which the last segment of a timeline that ended
 // in mid-segment is stored, as PostgreSQL names it.

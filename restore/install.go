@@ -31,6 +31,8 @@ type files interface {
 
 type file interface {
 	io.WriteCloser
+	io.ReaderAt
+	io.WriterAt
 	Name() string
 	Chmod(mode fs.FileMode) error
 	Sync() error

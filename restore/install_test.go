@@ -68,6 +68,14 @@ func (f *failingFile) Write(p []byte) (int, error) {
 	}
 	return f.File.Write(p)
 }
+
+func (f *failingFile) WriteAt(p []byte, at int64) (int, error) {
+	if err := f.all.step("writeat"); err != nil {
+		return 0, err
+	}
+	return f.File.WriteAt(p, at)
+}
+
 func (f *failingFile) Sync() error  { return errors.Join(f.all.step("sync"), f.File.Sync()) }
 func (f *failingFile) Close() error { return errors.Join(f.all.step("close"), f.File.Close()) }
 

@@ -7,6 +7,8 @@ import (
 	"io/fs"
 	"os"
 	"time"
+
+	"github.com/walferry/walferry/archive"
 )
 
 // A standby asks for several files in turn, at its own pace, and can neither
@@ -31,8 +33,10 @@ type failure struct {
 // rememberFailure notes that name was not delivered at time now because of err.
 func (p Place) rememberFailure(name string, err error, now time.Time) error {
 	note := failure{At: now, Reason: err.Error()}
-	if damaged(err) || errors.Is(err, ErrHole) || errors.Is(err, errDisputed) || errors.Is(err, errStoredMeanwhile) || errors.Is(err, errNoDecoder) {
-		note.File = name // it says nothing about other files
+	for _, own := range []error{ErrHole, errDisputed, errStoredMeanwhile, archive.ErrNoDecoder, archive.ErrConflict, archive.ErrVanished} {
+		if damaged(err) || errors.Is(err, own) {
+			note.File = name // it says nothing about other files
+		}
 	}
 	content, err := json.Marshal(note)
 	if err != nil {

@@ -16,11 +16,9 @@ import (
 // was being proved. The next attempt finds it.
 var errStoredMeanwhile = errors.New("stored in this very moment")
 
-// errNoDecoder: the object exists in a form that cannot be read.
-var errNoDecoder = errors.New("cannot be decoded")
-
 // proof shows that a file is absent. A GET for each of its forms has been
-// answered "no such key" when it begins; only what is left to show is asked.
+// answered "no such key" when it begins, and a LIST has shown no tail object
+// with WAL of it; only what is left to show is asked.
 // Each step is a fact of the moment in which it was answered, and a segment
 // that was absent at one moment was so at the end of the archive then:
 // segments are never removed behind the newest.
@@ -28,7 +26,7 @@ type proof struct {
 	archive  Archive
 	wanted   wanted
 	cluster  cluster
-	partials bool // unfinished segments would have been delivered, too
+	unsealed bool // what there is of segments that were never completed would have been delivered, too
 }
 
 // absent returns an error that matches ErrAbsent when the proof holds, and
@@ -59,7 +57,7 @@ func (p *proof) absent(ctx context.Context) error {
 // read in another way.
 func (p *proof) noOtherForm(ctx context.Context) error {
 	names := []string{p.wanted.String()}
-	if p.partials {
+	if p.unsealed {
 		names = append(names, partialOf(p.wanted))
 	}
 	for _, name := range names {
@@ -69,7 +67,7 @@ func (p *proof) noOtherForm(ctx context.Context) error {
 		}
 		for _, key := range keys {
 			if !decodable(key, name) {
-				return fmt.Errorf("%s in %s: %w: want one of the extensions %s", key, p.archive, errNoDecoder, readable())
+				return fmt.Errorf("%s in %s: %w: want one of the extensions %s", key, p.archive, archive.ErrNoDecoder, readable())
 			}
 		}
 		if len(keys) > 0 {
@@ -108,49 +106,75 @@ func (p *proof) noWALOf(ctx context.Context, t segment.Timeline) error {
 	if t == 1 {
 		return nil
 	}
-	first, found, err := p.archive.NextSegment(ctx, segment.Name{Timeline: t})
-	if err != nil {
-		return fmt.Errorf("looking for WAL of timeline %d in %s: %w", t, p.archive, err)
-	}
-	if found {
-		return fmt.Errorf("%w: %s is missing in %s, which has the timeline's WAL (%s)", ErrHole, p.wanted, p.archive, first)
+	for _, look := range []lookup{p.archive.NextSegment, p.archive.NextTail} {
+		first, found, err := p.behindOn(ctx, look, segment.Name{Timeline: t})
+		if err != nil {
+			return err
+		}
+		if found {
+			return fmt.Errorf("%w: %s is missing in %s, which has the timeline's WAL (%s)", ErrHole, p.wanted, p.archive, first)
+		}
 	}
 	return nil
 }
 
-// nothingBehind shows that a missing segment is not in the middle: the same
-// timeline has none behind it, but for what lies behind the switchpoint at
-// which the recovery leaves it, and, where the timeline went on for longer
-// than that segment, its heirs have none. size is zero when unknown.
+// lookup finds the first segment behind another on the same timeline.
+type lookup func(ctx context.Context, after segment.Name) (segment.Name, bool, error)
+
+func (p *proof) behindOn(ctx context.Context, look lookup, after segment.Name) (next segment.Name, found bool, err error) {
+	next, found, err = look(ctx, after)
+	if err != nil {
+		return segment.Name{}, false, fmt.Errorf("looking for WAL behind %s in %s: %w", after, p.archive, err)
+	}
+	return next, found, nil
+}
+
+// nothingBehind shows that a missing segment is not in the middle. size is
+// zero when unknown.
 func (p *proof) nothingBehind(ctx context.Context, size segment.Size) error {
+	next, found, err := p.behind(ctx, size)
+	if err == nil && found {
+		err = fmt.Errorf("%w: %s is missing in %s, which goes on with %s", ErrHole, p.wanted, p.archive, next)
+	}
+	return err
+}
+
+// behind looks for WAL that follows the wanted segment: on the same timeline,
+// but for what lies behind the switchpoint at which the recovery leaves it,
+// and, where the timeline went on for longer than that segment, on its heirs.
+// Tail objects count where they would have been delivered, too. size is zero
+// when unknown.
+func (p *proof) behind(ctx context.Context, size segment.Size) (next segment.Name, found bool, err error) {
 	n := p.wanted.segment
 	first, last, ended := p.cluster.end(n.Timeline)
 	ended = ended && size != 0
 	if size != 0 {
 		if own := p.cluster.history(n.Timeline); own != nil && n.End(size) <= own.Begin() {
-			return nil // before the timeline began
+			return segment.Name{}, false, nil // before the timeline began
 		}
 		if ended && n.Start(size) >= last {
-			return nil // after it ended
+			return segment.Name{}, false, nil // after it ended
 		}
 	}
-	next, found, err := p.archive.NextSegment(ctx, n)
-	if err != nil {
-		return fmt.Errorf("looking for WAL behind %s in %s: %w", n, p.archive, err)
+	lookups := []lookup{p.archive.NextSegment}
+	if p.unsealed {
+		lookups = append(lookups, p.archive.NextTail)
 	}
-	if found && (!ended || next.Start(size) < last) {
-		return fmt.Errorf("%w: %s is missing in %s, which goes on with %s", ErrHole, n, p.archive, next)
-	}
+	var heirs []segment.Timeline
 	if ended && n.End(size) <= first {
-		for _, t := range p.cluster.heirs(n.Timeline, n.End(size)) {
-			next, found, err := p.archive.NextSegment(ctx, segment.Name{Timeline: t})
-			if err != nil {
-				return fmt.Errorf("looking for WAL of timeline %d in %s: %w", t, p.archive, err)
-			}
-			if found {
-				return fmt.Errorf("%w: %s is missing in %s, which goes on with %s", ErrHole, n, p.archive, next)
+		heirs = p.cluster.heirs(n.Timeline, n.End(size))
+	}
+	for _, look := range lookups {
+		next, found, err := p.behindOn(ctx, look, n)
+		if err != nil || found && (!ended || next.Start(size) < last) {
+			return next, found, err
+		}
+		for _, t := range heirs {
+			next, found, err := p.behindOn(ctx, look, segment.Name{Timeline: t})
+			if err != nil || found {
+				return next, found, err
 			}
 		}
 	}
-	return nil
+	return segment.Name{}, false, nil
 }
