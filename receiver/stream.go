@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"syscall"
 	"time"
 
@@ -497,14 +498,16 @@ func (st *streaming) giveUp() {
 	r := st.r
 	r.pos.LSN = min(r.pos.LSN, r.spooled)
 	r.unsealed = segment.Name{}
-	for _, g := range st.disk.queue {
+	// The youngest first: none may be stored because an older one, which comes
+	// back, no longer waits to be.
+	if r.seg != nil {
+		r.seg.Abandon()
+	}
+	for _, g := range slices.Backward(st.disk.queue) {
 		if g.End() == r.pos.LSN {
 			r.unsealed = g.Name()
 		}
 		g.Abandon()
-	}
-	if r.seg != nil {
-		r.seg.Abandon()
 	}
 	st.disk.queue = nil
 	r.seg = nil

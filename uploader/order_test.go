@@ -1,6 +1,7 @@
 package uploader
 
 import (
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
 )
 
 // TestNoWALBeforeItsHistory: as long as a timeline's history cannot be stored,
@@ -102,3 +104,28 @@ func TestAnOpenSegmentHoldsUpNothing(t *testing.T) {
 }
 
 const pageSize = 8192
+
+// TestWhatWasGivenUpWithAnOlderOneIsNotStored: a failed sync gives up the oldest
+// segment, which was not compressed yet, and a younger one that was. The younger
+// one must not be the first of a new archive: nothing would show that the other
+// is missing until it is streamed again.
+func TestWhatWasGivenUpWithAnOlderOneIsNotStored(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{})
+		oldest := &item{seg: s.writeUpTo(name(1, 1), name(1, 1).End(size))}
+		younger := &item{seg: s.writeUpTo(name(1, 2), name(1, 2).End(size))}
+		s.up.queue = []*item{oldest, younger}
+		done := make(chan error, 1)
+		go func() { done <- s.up.waitForOlder(context.Background(), younger) }()
+		synctest.Wait()
+		younger.seg.Abandon()
+		oldest.seg.Abandon()
+		s.up.forget(oldest)
+		if err := <-done; !errors.Is(err, spool.ErrAbandoned) {
+			t.Errorf("a segment that was given up may be stored: %v", err)
+		}
+		if err := s.sp.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -653,7 +653,10 @@ func (u *Uploader) waitForOlder(ctx context.Context, it *item) error {
 		u.mu.Lock()
 		free, moved := u.anchored || u.oldest() == it, u.moved
 		u.mu.Unlock()
-		if free {
+		switch err := it.seg.Err(); {
+		case errors.Is(err, spool.ErrAbandoned):
+			return err // as the older one was: both come back
+		case free:
 			return nil
 		}
 		select {

@@ -613,6 +613,14 @@ func (g *Segment) Abandon() {
 	}
 }
 
+// Err returns the error that ended the Segment, nil while it lives: what a
+// failed sync said, ErrAbandoned, ErrDropped or ErrClosed.
+func (g *Segment) Err() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.err
+}
+
 func (g *Segment) abandoned() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
