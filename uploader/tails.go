@@ -1,6 +1,7 @@
 package uploader
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -177,6 +178,7 @@ func (u *Uploader) vouchBeginning(ctx context.Context, g *spool.Segment) (segmen
 	}
 	before := u.sizeOf().Name(g.Name().Timeline, g.Start()-1)
 	to := g.Start()
+	var reason error // why it cannot be checked, although the archive answers
 	err := u.insist(ctx, "read segment "+before.String(), func() error {
 		o, err := u.archive.Open(ctx, before.String())
 		if errors.Is(err, archive.ErrNotFound) {
@@ -186,9 +188,12 @@ func (u *Uploader) vouchBeginning(ctx context.Context, g *spool.Segment) (segmen
 			return err
 		}
 		to, err = g.VouchBeginning(segment.Forward(o))
+		if errors.Is(err, codec.ErrDamaged) || errors.Is(err, segment.ErrPage) || g.Err() != nil {
+			reason, err = err, nil
+		}
 		return errors.Join(err, o.Close())
 	})
-	return to, err
+	return to, cmp.Or(err, reason)
 }
 
 // nextTail returns the chain that has something to be stored now, or how long
@@ -200,9 +205,9 @@ func (u *Uploader) nextTail(now, last time.Time) (c *chain, renew bool, wait tim
 	if u.stopped != nil {
 		return nil, false, wait
 	}
-	u.chains = slices.DeleteFunc(u.chains, func(c *chain) bool { return c.fails != nil || isClosed(c.done) })
+	u.chains = slices.DeleteFunc(u.chains, func(c *chain) bool { return isClosed(c.done) })
 	for _, c := range u.chains {
-		if u.whole(c) {
+		if c.fails != nil || u.whole(c) {
 			continue
 		}
 		if len(c.links) > 0 {
@@ -404,16 +409,15 @@ func (u *Uploader) workMerges(ctx context.Context) {
 			}
 			continue
 		}
-		if err := u.merge(ctx, c, old); err != nil {
-			if ctx.Err() != nil {
-				return
-			}
-			u.log.Debug("tail objects not merged", "segment", c.seg.Name().String(), "error", err.Error())
+		err := u.merge(ctx, c, old)
+		if ctx.Err() != nil {
+			return
+		}
+		if err != nil && !isClosed(c.done) {
 			u.mu.Lock()
-			if !isClosed(c.done) && c.fails == nil {
-				c.fails = err // whatever it was, no more of this chain
-			}
+			c.fails = cmp.Or(c.fails, err) // no more of this chain: the whole segment will follow
 			u.mu.Unlock()
+			u.log.Error("no more tail objects of this segment", "segment", c.seg.Name().String(), "error", err.Error())
 		}
 	}
 }

@@ -635,3 +635,55 @@ func TestDrainTakesTheTailAlong(t *testing.T) {
 		}
 	})
 }
+
+// TestARecordThatGoesOnFromTheArchive: of what the disk holds, the beginning is
+// the rest of a record whose front only the archive has.
+func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
+	for _, torn := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newScene(t, Options{ShipInterval: time.Second})
+			n := name(1, 1)
+			end := s.run()
+			s.wal.FillTo(1, n.End(size)-100)
+			s.wal.Append(1, 5000)
+			to := s.wal.Append(1, 5000)
+			first := s.begin(n)
+			if err := first.WriteAt(s.wal.Segment(n), n.Start(size)); err != nil {
+				t.Fatal(err)
+			}
+			first.Advance(n.End(size))
+			synctest.Wait()
+			s.mustHold(n)
+			s.store.before = func(int, string) error { return errors.New("503") }
+			g := s.begin(n.Next(size))
+			b := bytes.Clone(s.wal.Segment(g.Name())[:to-g.Start()])
+			if torn {
+				b[1000] ^= 1 // in the middle of the record that goes on
+			}
+			if err := g.WriteAt(b, g.Start()); err != nil {
+				t.Fatal(err)
+			}
+			g.Advance(to)
+			if _, err := g.Sync(); err != nil {
+				t.Fatal(err)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+			s.store.before = nil
+			s.restart(Options{ShipInterval: time.Second})
+			end = s.run()
+			time.Sleep(2 * time.Second)
+			want := to
+			if torn {
+				want = g.Start()
+			}
+			if got := s.tailed(g.Name()); got != want {
+				t.Errorf("torn %v: tail objects up to %s, want %s", torn, got, want)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
