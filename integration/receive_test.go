@@ -323,7 +323,7 @@ func TestForeignCluster(t *testing.T) {
 			}
 		}
 		for _, c := range cases {
-			archive, spool := tree(t, s.archive), spooled(t, s.spool)
+			archive, spool := whole(t, s.archive), spooled(t, s.spool)
 			p := s.receive("-d", other.DSN("postgres"), "--spool", c.spool, "--store", c.store)
 			p.exits(3)
 			id, err := instance.ReadControl(other.DataDir())
@@ -333,7 +333,7 @@ func TestForeignCluster(t *testing.T) {
 			if !strings.Contains(p.log(), fmt.Sprint(id.SystemIdentifier)) {
 				t.Errorf("%s: the system identifier is not named:\n%s", c.name, p.log())
 			}
-			if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
+			if got := whole(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
 				t.Errorf("%s: the archive has changed:\n%s", c.name, strings.Join(got, "\n"))
 			}
 			if got := spooled(t, s.spool); strings.Join(got, " ") != strings.Join(spool, " ") {
@@ -609,13 +609,13 @@ func TestSlotLost(t *testing.T) {
 			_, err := os.Stat(gone)
 			return os.IsNotExist(err)
 		})
-		archive := tree(t, s.archive)
+		archive := whole(t, s.archive)
 		r = s.receive()
 		r.exits(3)
 		if missing := last.Next(s.size).String(); !strings.Contains(r.log(), "gap") || !strings.Contains(r.log(), missing) {
 			t.Errorf("the log names neither the gap nor the segment %s", missing)
 		}
-		if got := tree(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
+		if got := whole(t, s.archive); strings.Join(got, "\n") != strings.Join(archive, "\n") {
 			t.Errorf("the archive has changed:\n%s", strings.Join(got, "\n"))
 		}
 		if s.sql("SELECT count(*) FROM pg_replication_slots") != "0" {

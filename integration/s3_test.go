@@ -156,7 +156,7 @@ func TestRequestsPerSegment(t *testing.T) {
 	t.Parallel()
 	s := newBucketScene(t, options{})
 	s.credentials("default", s.user.AccessKey, s.user.SecretKey)
-	r := s.ferry(nil, "receive")
+	r := s.ferry(nil, "receive", "--ship-interval", "0")
 	first := s.slotSegment()
 	s.table()
 	s.awaitSealed(first, s.switchWAL())

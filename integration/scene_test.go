@@ -350,6 +350,13 @@ func tree(t *testing.T, dir string) []string {
 	return files
 }
 
+// whole is the tree of an archive without its tail objects: what a receiver
+// holds goes up at its start, whatever the server then says.
+func whole(t *testing.T, archive string) []string {
+	t.Helper()
+	return slices.DeleteFunc(tree(t, archive), func(file string) bool { return strings.Contains(file, "/wal_tail_005/") })
+}
+
 // slotSegment is the segment of the slot's restart_lsn, once the slot exists.
 func (s *scene) slotSegment() segment.Name {
 	s.t.Helper()

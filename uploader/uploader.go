@@ -787,10 +787,11 @@ func (u *Uploader) insist(ctx context.Context, what string, do func() error) err
 		if err := u.stoppedOr(ctx); err != nil {
 			return err
 		}
+		begun := time.Now()
 		err := do()
 		if err == nil {
 			if u.trouble.Failing() {
-				u.trouble.Over()
+				u.trouble.Worked(begun)
 				u.notify()
 			}
 			return nil

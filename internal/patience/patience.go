@@ -28,7 +28,8 @@ type Trouble struct {
 	what string
 
 	mu       sync.Mutex
-	failing  int // attempts since it last worked
+	failing  int       // attempts since it last worked
+	failed   time.Time // the last of them
 	since    time.Time
 	told     time.Time
 	reason   string // as it was told
@@ -57,6 +58,7 @@ func (t *Trouble) Failed(err error) time.Duration {
 		t.since, t.lastWait = now, 0
 	}
 	t.failing++
+	t.failed = now
 	reason := err.Error()
 	t.last = reason
 	if t.failing == 1 || reason != t.reason && now.Sub(t.told) >= Longest || now.Sub(t.told) >= Reminder {
@@ -98,6 +100,19 @@ func (t *Trouble) Sleep(ctx context.Context, wait time.Duration) error {
 		return nil
 	case <-timer.C:
 		return nil
+	}
+}
+
+// Worked records that an attempt that was begun at a time has worked: the
+// trouble is over, unless another attempt has failed since then. Where several
+// are under way at once, the last good answer of before comes behind the first
+// bad one.
+func (t *Trouble) Worked(begun time.Time) {
+	t.mu.Lock()
+	stale := t.failing > 0 && t.failed.After(begun)
+	t.mu.Unlock()
+	if !stale {
+		t.Over()
 	}
 }
 

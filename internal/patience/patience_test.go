@@ -83,3 +83,23 @@ func TestWorkersWithOneTroubleWaitTogether(t *testing.T) {
 		}
 	})
 }
+
+// TestALateSuccessIsNoEnd: of several attempts under way at once, one that was
+// begun before the failure says nothing about what came behind it.
+func TestALateSuccessIsNoEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		tr := New(nil, "reach the server")
+		begun := time.Now()
+		time.Sleep(time.Second)
+		tr.Failed(errors.New("503"))
+		time.Sleep(time.Second)
+		tr.Worked(begun)
+		if !tr.Failing() {
+			t.Error("a success of before the failure ended it")
+		}
+		tr.Worked(time.Now())
+		if tr.Failing() {
+			t.Error("a success of behind the failure did not end it")
+		}
+	})
+}
