@@ -144,7 +144,7 @@ func (y *story) begin(n segment.Name) (*Segment, error) {
 }
 
 // stream does as a receiver does: it takes the segment from its start, writes
-// in messages, and syncs behind every second one.
+// in messages, large ones and a small one, and syncs behind every second one.
 func (y *story) stream(n segment.Name, to segment.LSN) error {
 	g, err := y.begin(n)
 	if err != nil || g == nil {
@@ -161,6 +161,9 @@ func (y *story) streamInto(g *Segment, to segment.LSN) error {
 	log := y.wal(g.Name())
 	for i, at := 0, g.Start(); at < to; i++ {
 		end := min(to, at+130_003)
+		if i == 2 {
+			end = min(to, at+1000)
+		}
 		if err := g.WriteAt(log.Bytes(at, end), at); err != nil {
 			return err
 		}

@@ -43,6 +43,8 @@ type Segment struct {
 	f         disk.File   // nil: closed
 	following atomic.Bool // f stays open until the segment is dropped: it is being read
 	compare   []byte      // the writer's, for bytes that are held already
+	top       segment.LSN // the writer's: end of all that was ever written
+	zeroed    segment.LSN // the writer's: zeros were written ahead up to here
 
 	mu                   sync.Mutex
 	state                state
@@ -217,7 +219,47 @@ func (g *Segment) put(p []byte, at, pos, to segment.LSN) (segment.LSN, error) {
 	if _, err := g.f.WriteAt(p[pos-at:to-at], int64(pos-g.Start())); err != nil {
 		return pos, fmt.Errorf("writing segment %s at %s: %w", g.name, pos, err)
 	}
+	g.top = max(g.top, to)
+	if to == g.top && to > g.zeroed && to-pos <= smallWrite {
+		if err := g.zeroAhead(); err != nil {
+			return pos, fmt.Errorf("writing segment %s at %s: %w", g.name, to, err)
+		}
+	}
 	return to, nil
+}
+
+const (
+	// smallWrite is how long a write is at most behind which zeros are
+	// written ahead: those that come one by one, each with a sync of its own.
+	smallWrite = 8 << 10
+	// zerosAhead is how far. They are written once for so much WAL.
+	zerosAhead = 64 << 10
+)
+
+// zeros is never written to.
+var zeros [zerosAhead]byte
+
+// zeroAhead writes zeros behind all that was ever written, in a file that this
+// Segment has made: they change nothing but the space, which from then on is
+// written and not only reserved. A block that is used for the first time must
+// be marked so, and a sync has to wait until the file system's journal has
+// that, too; where zeros were, a sync writes the bytes alone. Where many bytes
+// go into one sync that does not matter. g.file is read-locked.
+func (g *Segment) zeroAhead() error {
+	g.mu.Lock()
+	unsynced := g.top - min(g.durable, g.top)
+	g.mu.Unlock()
+	if unsynced > zerosAhead {
+		return nil
+	}
+	to := min(g.top+zerosAhead, g.End())
+	if to > g.top {
+		if _, err := g.f.WriteAt(zeros[:to-g.top], int64(g.top-g.Start())); err != nil {
+			return err
+		}
+	}
+	g.zeroed = to
+	return nil
 }
 
 // same compares the bytes [pos, to) of p, whose first is at the LSN at, with
@@ -836,6 +878,7 @@ func (g *Segment) make() error {
 		return errors.Join(err, f.Close(), s.fs.Remove(path))
 	}
 	g.f, g.state = f, open
+	g.top, g.zeroed = g.Start(), g.Start()
 	g.vouchStart, g.vouchEnd = g.Start(), g.Start()
 	g.written, g.advanced, g.durable = g.Start(), g.Start(), g.Start()
 	return nil
@@ -871,6 +914,8 @@ func (g *Segment) reopen() error {
 	if err != nil {
 		return errors.Join(err, f.Close())
 	}
+	// What lies behind the vouched bytes stays until the server sends it again.
+	g.top, g.zeroed = g.End(), g.End()
 	g.file.Lock()
 	old := g.closeFile()
 	g.f = f
