@@ -67,7 +67,6 @@ func (d *delivery) unfinished(ctx context.Context) (found bool, err error) {
 		return true, broken
 	case broken != nil:
 		d.log.Warn(fmt.Sprintf("%s: %v; taken for the end of the archive (--stop-at-gap)", d.wanted, broken))
-		d.reached = limit
 	case d.tails == nil || d.reached < leastTail:
 		return false, nil
 	}
@@ -121,11 +120,9 @@ func (d *delivery) extent(ctx context.Context) (size segment.Size, limit uint64,
 
 // isEnd returns an error, unless a segment may be delivered of which so little
 // is there: when WAL follows elsewhere, an archive recovery would end too
-// early, for good. A standby comes back for the rest. Where the timeline ended
-// in the segment nothing can follow on it, and its heirs have a segment of that
-// number, which is asked for first.
+// early, for good. A standby comes back for the rest.
 func (d *delivery) isEnd(ctx context.Context, size segment.Size, limit uint64) error {
-	if !d.unsealed || d.reached >= limit || d.o.Place.Mode == Standby || limit < uint64(size) {
+	if !d.unsealed || d.reached >= limit || d.o.Place.Mode == Standby {
 		return nil
 	}
 	p := &proof{archive: d.archive, wanted: d.wanted, cluster: d.cluster, unsealed: true}
@@ -193,9 +190,6 @@ func (p *partial) Read(b []byte) (int, error) {
 		return p.object.Read(b)
 	}
 	n, err := p.object.Read(b[:min(int64(len(b)), end-p.at)])
-	if errors.Is(err, io.EOF) && p.at+int64(n) < end {
-		return n, fmt.Errorf("%w: %d bytes", segment.ErrSegmentSize, p.at+int64(n))
-	}
 	if len(p.held) < n {
 		p.held = make([]byte, len(b))
 	}
@@ -204,7 +198,7 @@ func (p *partial) Read(b []byte) (int, error) {
 		return 0, err
 	}
 	if !bytes.Equal(held, b[:n]) {
-		if err != nil {
+		if err != nil && !errors.Is(err, io.EOF) {
 			return 0, err
 		}
 		if p.d.ended {

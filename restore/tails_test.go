@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -57,6 +58,7 @@ func TestTails(t *testing.T) {
 		once    bool   // no other attempt: the outcome is final
 	}{
 		{what: "a chain", want: delivered, used: 3*page + 1000, set: func(f *fixture) { chain(f, page, 2*page+77, 3*page+1000) }},
+		{what: "an end further on", want: delivered, used: 40*page + 100, set: func(f *fixture) { chain(f, 33*page, 40*page+100) }},
 		{what: "an end at a page's end", want: delivered, used: 2 * page, set: func(f *fixture) { chain(f, 10, 2*page) }},
 		{what: "an end in a page's header", want: delivered, used: 2 * page, set: func(f *fixture) { chain(f, 10, 2*page+23) }},
 		{what: "an end behind a page's header", want: delivered, used: 2*page + 24, set: func(f *fixture) { chain(f, 10, 2*page+24) }},
@@ -98,6 +100,11 @@ func TestTails(t *testing.T) {
 			set: func(f *fixture) { chain(f, page) }},
 		{what: "the history of timeline 2, with nothing sealed yet", file: "00000002.history", want: absent, once: true,
 			set: func(f *fixture) { chain(f, page) }},
+		{what: "none, in an archive of WAL-G's that tells nothing", want: absent, once: true, set: func(f *fixture) {
+			f.options.Place.DataDir = filepath.Join(f.dir, "global")
+			f.archive.unclaim()
+			f.put(name(1, 4).String()+".lz4", nil)
+		}},
 		{what: "only sealed ones wanted", want: absent, once: true, set: func(f *fixture) {
 			chain(f, page)
 			f.archive.tail(name(1, 6), full, 0, page)
@@ -240,6 +247,11 @@ func TestTails(t *testing.T) {
 			f.history(2, "1:0/4FFF00")
 			chain(f, 3*page, 9*page)
 		}},
+		{what: "a segment behind the fork, and no proof", want: failed, says: "connection reset", set: func(f *fixture) {
+			f.history(2, "1:0/4FFF00")
+			chain(f, 3*page, 9*page)
+			f.archive.fail["Recognise"] = errNetwork
+		}},
 		{what: "histories that disagree", want: failed, says: "disagree", set: func(f *fixture) {
 			forks(f)
 			f.history(3, "1:0/504000")
@@ -303,6 +315,18 @@ func TestTails(t *testing.T) {
 			chain(f, 2*page+99)
 			f.put(partialKey, other(page+0x57))
 		}},
+		{what: "ending before the fork, and a partial of another history, further on", want: failed, says: "the first difference is at 0/544057", set: func(f *fixture) {
+			f.history(2, "1:0/580000")
+			chain(f, 40*page+99)
+			f.put(partialKey, other(34*page+0x57))
+		}},
+		{what: "ending before the fork, and a partial with nothing in the middle", want: failed, says: ".partial.lz4 holds other WAL", set: func(f *fixture) {
+			forks(f)
+			chain(f, 2*page+99)
+			b := bytes.Clone(full)
+			clear(b[page+555 : 2*page+99])
+			f.put(partialKey, b)
+		}},
 		{what: "a hole before the fork, and a partial", want: delivered, used: fork, set: func(f *fixture) {
 			forks(f)
 			chain(f, 2*page+99)
@@ -317,6 +341,11 @@ func TestTails(t *testing.T) {
 
 		{what: "a partial that reaches further, of a fork that is not followed", want: delivered, used: fork, standby: 2*page + 99, set: func(f *fixture) {
 			chain(f, 2*page+99)
+			f.put(partialKey, wal(seg, fork))
+		}},
+		{what: "a hole, and a partial of a fork that is not followed", want: failed, says: "hole", set: func(f *fixture) {
+			chain(f, 2*page+99)
+			f.archive.tail(seg, full, 8*page, 9*page)
 			f.put(partialKey, wal(seg, fork))
 		}},
 		{what: "a partial that reaches less far", want: delivered, used: 7*page + 99, set: func(f *fixture) {
@@ -342,6 +371,12 @@ func TestTails(t *testing.T) {
 		{what: "an end in a page's header that a partial completes", want: delivered, used: 3 * page, standby: 2 * page, set: func(f *fixture) {
 			chain(f, 2*page+9)
 			f.put(partialKey, wal(seg, 3*page))
+		}},
+		{what: "an end in the header of a page that the partial has from before", want: delivered, used: 2 * page, set: func(f *fixture) {
+			chain(f, 2*page+8)
+			b := bytes.Clone(full)
+			copy(b[2*page:], wal(name(1, 2), int(testSize))[2*page:])
+			f.put(partialKey, b)
 		}},
 		{what: "less than the first header, and a partial", want: delivered, used: 3 * page, set: func(f *fixture) {
 			chain(f, 20)
@@ -402,6 +437,35 @@ func difference(got, want []byte) string {
 		}
 	}
 	return fmt.Sprintf("%d bytes, want %d", len(got), len(want))
+}
+
+// TestPadded: whatever it begins with, it ends with the segment.
+func TestPadded(t *testing.T) {
+	f := newFixture(t, Recovery)
+	d := &delivery{Fetcher: NewFetcher(f.options), target: f.target}
+	want := wal(name(1, 5), 3*segment.PageSize)
+	for _, end := range []int{100, segment.PageSize, segment.PageSize + 23, segment.PageSize + 24} {
+		s := &tails{scratch: scratch{open: d.openScratch}, end: uint32(end), size: testSize}
+		defer s.close()
+		if _, err := s.WriteAt(want, 0); err != nil { // more than to end
+			t.Fatal(err)
+		}
+		kept := end
+		if end == segment.PageSize+23 {
+			kept = segment.PageSize
+		}
+		for _, from := range []int{0, 99, end - 1, end, int(testSize)} {
+			b, err := io.ReadAll(s.padded(int64(from)))
+			if err != nil || len(b) != int(testSize)-from {
+				t.Fatalf("%d bytes from %d on: %d, %v", end, from, len(b), err)
+			}
+			whole := bytes.Clone(want)
+			clear(whole[kept:])
+			if !bytes.Equal(b, whole[from:]) {
+				t.Errorf("%d bytes from %d on: other bytes than wanted", end, from)
+			}
+		}
+	}
 }
 
 // TestTailsAreAllocated: a file with a hole would end in a PANIC on a full disk
