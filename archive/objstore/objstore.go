@@ -12,6 +12,7 @@ import (
 	"errors"
 	"io"
 	"iter"
+	"time"
 )
 
 // What a caller decides by. Every other error means "not known": the network,
@@ -49,6 +50,9 @@ type Info struct {
 	// and told it; HasCRC says so. Listings never tell it.
 	CRC32C uint32
 	HasCRC bool
+	// Modified is when it was stored, by the store's clock. Only listings
+	// tell it; it is for people, since nothing compares two hosts' clocks.
+	Modified time.Time
 }
 
 // ListOptions narrow a listing.

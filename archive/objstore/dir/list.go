@@ -101,7 +101,7 @@ func (w *walk) entry(ctx context.Context, key string) error {
 		case err != nil:
 			return err
 		case st.Mode().IsRegular():
-			w.give(objstore.Info{Key: key, Size: st.Size()})
+			w.give(objstore.Info{Key: key, Size: st.Size(), Modified: st.ModTime()})
 		}
 		return nil
 	}

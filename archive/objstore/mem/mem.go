@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/walferry/walferry/archive/objstore"
 )
@@ -56,8 +57,9 @@ type Store struct {
 }
 
 type object struct {
-	data []byte // never written to after it was stored
-	crc  uint32
+	data   []byte // never written to after it was stored
+	crc    uint32
+	stored time.Time
 }
 
 var _ objstore.Store = (*Store)(nil)
@@ -118,7 +120,7 @@ func (s *Store) put(ctx context.Context, op Op, key string, body objstore.Body) 
 	s.mu.Lock()
 	_, taken := s.objects[key]
 	if taken = taken && op == PutIfAbsent && !s.o.IgnoreCondition; !taken {
-		s.objects[key] = object{data: data, crc: crc}
+		s.objects[key] = object{data: data, crc: crc, stored: time.Now()}
 	}
 	s.mu.Unlock()
 	if taken {
@@ -210,7 +212,7 @@ func (s *Store) snapshot(opts objstore.ListOptions) []objstore.Info {
 		if !ok {
 			continue
 		}
-		info := objstore.Info{Key: key, Size: int64(len(o.data))}
+		info := objstore.Info{Key: key, Size: int64(len(o.data)), Modified: o.stored}
 		if opts.Delimiter != "" {
 			if part, _, more := strings.Cut(rest, opts.Delimiter); more {
 				info = objstore.Info{Key: opts.Prefix + part + opts.Delimiter}

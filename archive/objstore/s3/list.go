@@ -94,7 +94,7 @@ func (s *Store) entries(out *awss3.ListObjectsV2Output) []objstore.Info {
 	for _, o := range out.Contents {
 		key, ok := strings.CutPrefix(aws.ToString(o.Key), root)
 		if ok && objstore.CheckKey(key) == nil {
-			found = append(found, objstore.Info{Key: key, Size: aws.ToInt64(o.Size)})
+			found = append(found, objstore.Info{Key: key, Size: aws.ToInt64(o.Size), Modified: aws.ToTime(o.LastModified)})
 		}
 	}
 	for _, p := range out.CommonPrefixes {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/archive/objstore"
 )
@@ -292,6 +293,10 @@ func list(t *testing.T, s objstore.Store) {
 		}
 		if want := int64(slices.Index(all, info.Key)); info.Size != want || info.HasCRC {
 			t.Errorf("list says %+v, want %d bytes and no checksum", info, want)
+		}
+		// In whole seconds at least; the store's clock is this host's here.
+		if age := time.Since(info.Modified); age < -time.Minute || age > time.Hour {
+			t.Errorf("list says that %s was stored at %v", info.Key, info.Modified)
 		}
 	}
 }
