@@ -1,0 +1,326 @@
+package archive
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/walferry/walferry/archive/codec"
+	"github.com/walferry/walferry/archive/objstore"
+	"github.com/walferry/walferry/segment"
+)
+
+// Overview is what the archive holds, as far as names tell: no segment is read.
+// While somebody writes, its parts may be of different moments.
+type Overview struct {
+	Identity  Identity // zero values are not known
+	Timelines []FoundTimeline
+
+	// History is that of the newest timeline, along which a restore goes by
+	// default; zero while there is none. Without it, because it is missing or
+	// cannot be understood, HistoryErr says so, and History has no ancestors.
+	History    segment.History
+	HistoryErr error
+
+	// Sealed is the end of the gapless run of whole segments along History, as
+	// RunEnd finds it; Reach is up to where a restore gets: Sealed, or what an
+	// unfinished segment behind it adds. Zero when there is no such WAL.
+	Sealed, Reach segment.Position
+	// Last is the newest object of the segments that Reach counts; its Key is
+	// empty when there is none.
+	Last objstore.Info
+	// Behind is the newest whole segment when it lies behind a hole, out of a
+	// restore's reach: the segment at Sealed is missing. Zero when there is no
+	// hole. (Workers store in any order: for a moment there may be one.)
+	Behind segment.Name
+}
+
+// FoundTimeline is a timeline that the archive knows of.
+type FoundTimeline struct {
+	Timeline segment.Timeline
+	History  bool // its history file is there
+	WAL      bool // a segment of it is there, whole or partial
+}
+
+// Overview asks for everything that it tells. ErrUnrecognised when nothing
+// there says that it is an archive. It costs two listings or three for each
+// timeline, those of RunEnd, and a few more.
+func (a *Archive) Overview(ctx context.Context) (Overview, error) {
+	o, err := a.overview(ctx)
+	return o, wrap("looking at the archive "+a.String(), err)
+}
+
+func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
+	if o.Identity, _, err = a.Recognise(ctx); err != nil {
+		return Overview{}, err
+	}
+	if o.Timelines, err = a.timelines(ctx); err != nil || len(o.Timelines) == 0 {
+		return o, err
+	}
+	newest := o.Timelines[len(o.Timelines)-1]
+	if o.History, o.HistoryErr, err = a.historyOf(ctx, newest.Timeline); err != nil {
+		return Overview{}, err
+	}
+	size := o.Identity.SegmentSize
+	if size.Check() != nil {
+		return o, nil // nobody said it: then no name tells where it ends
+	}
+	key, _, err := a.newestSegment(ctx)
+	if err != nil {
+		return Overview{}, err
+	}
+	last, _, _ := walKey(key) // zero: there is none
+	end, ok, err := a.RunEnd(ctx, o.History, size, last.Start(size))
+	if err != nil {
+		return Overview{}, err
+	}
+	if ok {
+		o.Sealed, o.Reach = end, end
+		if at := last.Start(size); at >= end.LSN && last.Timeline == o.History.Owner(at) {
+			o.Behind = last
+		}
+	} else if end, ok, err = a.firstTail(ctx, o.History, size); err != nil || !ok {
+		return o, err
+	}
+	return o, a.reach(ctx, &o, end.LSN)
+}
+
+// timelines finds the timelines, ascending, without listing their WAL.
+func (a *Archive) timelines(ctx context.Context) ([]FoundTimeline, error) {
+	var all []FoundTimeline
+	startAfter := walDir
+	for {
+		t, err := a.nextTimeline(ctx, walDir, startAfter)
+		if err != nil {
+			return nil, err
+		}
+		if t == 0 {
+			break
+		}
+		found := FoundTimeline{Timeline: t}
+		prefix := fmt.Sprintf("%s%08X", walDir, uint32(t))
+		// A history file sorts before its timeline's WAL.
+		for info, err := range a.keys(ctx, t, prefix, probe) {
+			if err != nil {
+				return nil, fmt.Errorf("listing timeline %d: %w", t, err)
+			}
+			if isHistoryKey(info.Key) {
+				found.History = true
+			} else if _, _, k := walKey(info.Key); k != other {
+				found.WAL = true
+				break
+			}
+		}
+		all = append(all, found)
+		startAfter = prefix + behindName
+	}
+	if len(all) > 0 {
+		return all, nil
+	}
+	// A new archive has tail objects first. (A later timeline has its history.)
+	t, err := a.nextTimeline(ctx, tailDir, tailDir)
+	if err != nil || t == 0 {
+		return nil, err
+	}
+	return []FoundTimeline{{Timeline: t, WAL: true}}, nil
+}
+
+// nextTimeline returns the timeline of the first key in dir behind startAfter
+// that has one; 0 when there is none.
+func (a *Archive) nextTimeline(ctx context.Context, dir, startAfter string) (segment.Timeline, error) {
+	for {
+		n := 0
+		for info, err := range a.store.List(ctx, objstore.ListOptions{Prefix: dir, StartAfter: startAfter, Limit: probe}) {
+			if err != nil {
+				return 0, fmt.Errorf("listing %s: %w", dir, err)
+			}
+			n++
+			startAfter = info.Key
+			if t, ok := timelineOf(info.Key); ok {
+				return t, nil
+			}
+		}
+		if n < probe {
+			return 0, nil
+		}
+	}
+}
+
+// timelineOf returns the timeline whose WAL or history an object is.
+func timelineOf(key string) (segment.Timeline, bool) {
+	if n, _, k := walKey(key); k != other {
+		return n.Timeline, true
+	}
+	if t, _, ok := tailKey(key); ok {
+		return t.Segment.Timeline, true
+	}
+	if isHistoryKey(key) {
+		t, err := segment.ParseHistoryName(key[len(walDir) : len(walDir)+len("00000000.history")])
+		return t, err == nil
+	}
+	return 0, false
+}
+
+// isHistoryKey tells a timeline's history file that can be decoded.
+func isHistoryKey(key string) bool {
+	const end = len(walDir) + len("00000000.history")
+	if len(key) < end {
+		return false
+	}
+	_, err := segment.ParseHistoryName(key[len(walDir):end])
+	return err == nil && codec.CanRead(key[end:])
+}
+
+// historyOf returns what timeline t descends from. unknown is why the archive
+// does not say; err is the store's failure.
+func (a *Archive) historyOf(ctx context.Context, t segment.Timeline) (h segment.History, unknown, err error) {
+	h = segment.History{Timeline: t}
+	if t == 1 {
+		return h, nil, nil
+	}
+	content, err := a.History(ctx, t)
+	if errors.Is(err, ErrNotFound) || errors.Is(err, codec.ErrDamaged) {
+		return h, err, nil
+	}
+	if err != nil {
+		return h, nil, err
+	}
+	parsed, unknown := segment.ParseHistory(t, content)
+	if unknown != nil {
+		return h, unknown, nil
+	}
+	return parsed, nil, nil
+}
+
+// firstTail returns the beginning of the first segment along h that has a tail
+// object: where an archive begins that has no whole segment yet.
+func (a *Archive) firstTail(ctx context.Context, h segment.History, size segment.Size) (segment.Position, bool, error) {
+	for _, t := range timelinesOf(h) {
+		prefix := fmt.Sprintf("%s%08X", tailDir, uint32(t))
+		for info, err := range a.store.List(ctx, objstore.ListOptions{Prefix: prefix}) {
+			if err != nil {
+				return segment.Position{}, false, fmt.Errorf("listing %s: %w", prefix, err)
+			}
+			if tail, _, ok := tailKey(info.Key); ok && tail.Segment.Check(size) == nil {
+				return segment.Position{Timeline: t, LSN: tail.Segment.Start(size)}, true, nil
+			}
+		}
+	}
+	return segment.Position{}, false, nil
+}
+
+// reach moves o.Reach from the start of a segment over what there is of it and
+// of those behind it, and finds the newest object.
+func (a *Archive) reach(ctx context.Context, o *Overview, start segment.LSN) error {
+	size := o.Identity.SegmentSize
+	if o.Sealed.LSN != 0 {
+		last := o.Sealed.LSN - segment.LSN(size)
+		// A segment is whole on the timeline that owns its last byte.
+		sealed, err := a.objects(ctx, size.Name(o.History.Owner(o.Sealed.LSN-1), last))
+		if err != nil {
+			return err
+		}
+		o.Last = newest(o.Last, sealed...)
+	}
+	for ; ; start += segment.LSN(size) {
+		end, last, err := a.unfinished(ctx, o.History, size, start)
+		if err != nil || end.LSN == 0 {
+			return err
+		}
+		o.Reach, o.Last = end, newest(o.Last, last)
+		if end.LSN < start+segment.LSN(size) {
+			return nil
+		}
+	}
+}
+
+// unfinished returns up to where a restore along h gets in the segment that
+// begins at start and is not whole: by tail objects of one of the timelines
+// that have a part in it, or by what is stored of one that ended in it. Zero:
+// there is nothing. last is the newest object that counts.
+func (a *Archive) unfinished(ctx context.Context, h segment.History, size segment.Size, start segment.LSN) (end segment.Position, last objstore.Info, err error) {
+	stop := start + segment.LSN(size)
+	for _, t := range timelinesOf(h) {
+		limit, ended := h.Switchpoint(t)
+		if h.BeginOf(t) >= stop || ended && limit <= start {
+			continue
+		}
+		n := size.Name(t, start)
+		to, found, err := a.tailOf(ctx, n)
+		if err != nil {
+			return segment.Position{}, objstore.Info{}, err
+		}
+		reached := min(start+segment.LSN(to), stop)
+		if ended && limit < stop {
+			// Nothing behind the switchpoint is part of h; what ends there is stored
+			// as a partial, or whole where that server went on.
+			reached = min(reached, limit)
+			stored, err := a.objects(ctx, n)
+			if err != nil {
+				return segment.Position{}, objstore.Info{}, err
+			}
+			if len(stored) > 0 {
+				reached = limit
+			}
+			found = append(found, stored...)
+		}
+		if reached > start {
+			end = segment.Position{Timeline: t, LSN: reached}
+		}
+		last = newest(last, found...)
+	}
+	return end, last, nil
+}
+
+// objects lists what is stored of a segment, whole or partial, as far as it can
+// be decoded.
+func (a *Archive) objects(ctx context.Context, n segment.Name) ([]objstore.Info, error) {
+	var all []objstore.Info
+	for info, err := range a.store.List(ctx, objstore.ListOptions{Prefix: walDir + n.String()}) {
+		if err != nil {
+			return nil, fmt.Errorf("listing what is stored of %s: %w", n, err)
+		}
+		if _, ext, k := walKey(info.Key); k != other && codec.CanRead(ext) {
+			all = append(all, info)
+		}
+	}
+	return all, nil
+}
+
+// tailOf lists a segment's tail objects, as far as they can be decoded, and
+// returns how many bytes they give by their names.
+func (a *Archive) tailOf(ctx context.Context, n segment.Name) (end uint32, all []objstore.Info, err error) {
+	for info, err := range a.store.List(ctx, objstore.ListOptions{Prefix: tailDir + n.String() + "/"}) {
+		if err != nil {
+			return 0, nil, fmt.Errorf("listing the tail objects of %s: %w", n, err)
+		}
+		t, ext, ok := tailKey(info.Key)
+		if !ok || !codec.CanRead(ext) {
+			continue
+		}
+		all = append(all, info)
+		if t.Start <= end { // they come by their starts
+			end = max(end, t.End)
+		}
+	}
+	return end, all, nil
+}
+
+// newest returns the youngest of the objects; of those of one second the last.
+func newest(last objstore.Info, others ...objstore.Info) objstore.Info {
+	for _, o := range others {
+		if last.Key == "" || !o.Modified.Before(last.Modified) {
+			last = o
+		}
+	}
+	return last
+}
+
+// timelinesOf returns the timelines of h, oldest first.
+func timelinesOf(h segment.History) []segment.Timeline {
+	var all []segment.Timeline
+	for _, s := range h.Ancestors {
+		all = append(all, s.Timeline)
+	}
+	return append(all, h.Timeline)
+}
