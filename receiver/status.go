@@ -46,6 +46,7 @@ type Status struct {
 	Write, Flush segment.LSN
 
 	Slot        string
+	Ack         Ack
 	CommitWaits bool // a commit may wait for us: we are a synchronous standby
 	Hold        bool // the hold lasts: what the archive has is reported
 
@@ -60,7 +61,7 @@ func (r *Receiver) Status() Status {
 	r.shown.mu.Lock()
 	s := r.shown.status
 	r.shown.mu.Unlock()
-	s.Slot = r.o.Slot
+	s.Slot, s.Ack = r.o.Slot, r.o.Ack
 	if s.Spooled.Timeline != 0 {
 		// What was shipped since counts as spooled: the archive has it.
 		if p, ok := r.uploader.Shipped(); ok && p.Timeline == s.Spooled.Timeline {

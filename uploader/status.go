@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/internal/patience"
@@ -15,7 +16,8 @@ import (
 // Status is what an Uploader is doing: a copy, for those who watch.
 type Status struct {
 	Shipped  segment.Position // as Uploader.Shipped
-	Known    bool             // Shipped is known
+	Sealed   segment.Position // end of the gapless run of whole segments in the archive
+	Known    bool             // both are known
 	Pending  int              // as Uploader.Pending
 	Troubles []patience.Report
 	Stopped  error  // as Uploader.Stopped
@@ -33,7 +35,8 @@ type Object struct {
 // Status may be called at any time. It waits for no store.
 func (u *Uploader) Status() Status {
 	s := Status{Pending: u.Pending(), Stopped: u.Stopped(), Last: u.archive.lastStored()}
-	s.Shipped, s.Known = u.Shipped()
+	s.Sealed, _ = u.Sealed() // first: it is not beyond shipped then
+	s.Shipped, _ = u.Shipped()
 	for _, t := range []*patience.Trouble{u.trouble, u.removing} {
 		if r, ok := t.Report(); ok {
 			s.Troubles = append(s.Troubles, r)
@@ -72,4 +75,12 @@ func (a *noting) PutSegment(ctx context.Context, n segment.Name, m codec.Method,
 
 func (a *noting) PutPartial(ctx context.Context, n segment.Name, w segment.LSN, m codec.Method, frame objstore.Body, plain io.ReaderAt, size segment.Size) error {
 	return a.note(n.String()+".partial"+m.Ext(), frame.Size(), a.Archive.PutPartial(ctx, n, w, m, frame, plain, size))
+}
+
+func (a *noting) PutTail(ctx context.Context, t archive.Tail, m codec.Method, frame objstore.Body) error {
+	return a.note(t.String()+m.Ext(), frame.Size(), a.Archive.PutTail(ctx, t, m, frame))
+}
+
+func (a *noting) RenewTail(ctx context.Context, t archive.Tail, m codec.Method, frame objstore.Body) error {
+	return a.note(t.String()+m.Ext(), frame.Size(), a.Archive.RenewTail(ctx, t, m, frame))
 }

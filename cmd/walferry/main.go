@@ -144,6 +144,7 @@ func commandTable(p *program) []*cli.Command {
 		receiveCommand(p),
 		slotCommand(p),
 		fetchCommand(),
+		statusCommand(p),
 		configCommand(p),
 		demoCommand(p),
 		{Name: "version", Usage: "print the version", Action: func(*cli.Context) error { return printVersion(p.stdout) }},
@@ -188,7 +189,15 @@ func oneLine(text string) string {
 
 // printVersion prints what was built.
 func printVersion(w io.Writer) error {
-	version, commit, goVersion := "devel", "", ""
+	version, commit, goVersion := buildVersion()
+	_, err := fmt.Fprintf(w, "walferry %s (%s%s)\n", version, goVersion, commit)
+	return err
+}
+
+// buildVersion returns what was built: the version, and where that does not
+// say it, the commit, as the end of a sentence.
+func buildVersion() (version, commit, goVersion string) {
+	version = "devel"
 	if info, ok := debug.ReadBuildInfo(); ok {
 		goVersion = info.GoVersion
 		if v := info.Main.Version; v != "" && v != "(devel)" {
@@ -200,6 +209,5 @@ func printVersion(w io.Writer) error {
 			}
 		}
 	}
-	_, err := fmt.Fprintf(w, "walferry %s (%s%s)\n", version, goVersion, commit)
-	return err
+	return version, commit, goVersion
 }

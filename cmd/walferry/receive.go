@@ -87,7 +87,6 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		Database:       c.set.Text("dbname"),
 		SingleReceiver: c.set.Bool("single-receiver"),
 		Slot:           c.set.Text("slot"),
-		SpoolDir:       c.set.Text("spool"),
 		SpoolLimit:     c.set.Bytes("spool-limit"),
 		Hold:           c.set.Bytes("hold"),
 		ShipInterval:   c.set.Duration("ship-interval"),
@@ -107,12 +106,8 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 			return s, withExit(exitUsage, err, "")
 		}
 	}
-	if s.SpoolDir == "" {
-		home, err := c.set.HomeDir(c.userHome())
-		if err != nil {
-			return s, withExit(exitUsage, err, "")
-		}
-		s.SpoolDir = filepath.Join(home, "spool")
+	if s.SpoolDir, err = c.spoolDir(); err != nil {
+		return s, err
 	}
 	if s.Compress, err = findCompression(c.set); err != nil {
 		return s, err
@@ -124,6 +119,18 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	}
 	s.Server, err = c.connection()
 	return s, err
+}
+
+// spoolDir is where the spool is.
+func (c *call) spoolDir() (string, error) {
+	if dir := c.set.Text("spool"); dir != "" {
+		return dir, nil
+	}
+	home, err := c.set.HomeDir(c.userHome())
+	if err != nil {
+		return "", withExit(exitUsage, err, "")
+	}
+	return filepath.Join(home, "spool"), nil
 }
 
 // frameMemory is how much of one compressed segment is held in memory; the
@@ -186,6 +193,7 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 			cancel(err)
 		}
 	})
+	running{rec, up, sp, s, ar.String(), time.Now()}.show(work, &beside)
 	// Ready without a server: a unit must start while the server is away.
 	beside.Go(func() {
 		manager.Run(work, rec.Alive, func(err error) { s.Log.Warn(err.Error()) })
