@@ -27,6 +27,9 @@ func TestGrowth(t *testing.T) {
 	g.reached(100, 20*s) // it stands still
 	want(21*s, 99, 11*s)
 	want(21*s, 100, 0)
+	if g.n != 1 {
+		t.Errorf("a server that stands still makes %d steps", g.n)
+	}
 	g.reached(200, 30*s)
 	g.reached(300, 30*s+growthStep-1) // within one step
 	g.reached(400, 30*s+growthStep)

@@ -122,6 +122,68 @@ func TestStatusCountsWhatIsShipped(t *testing.T) {
 	}
 }
 
+// The way to the stream: what is said in the middle of each step.
+func TestStatusOfAStart(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.srv.FillTo(3 * mb)
+		var connecting, starting Status
+		w.options.Connect = func(ctx context.Context) (*replication.Conn, error) {
+			if connecting.State == "" {
+				connecting = w.r.Status()
+			}
+			return connect(w.srv)(ctx)
+		}
+		w.archive.down = errDown
+		w.archive.asked = func() { starting = w.r.Status() }
+		end, _ := w.start(0)
+		time.Sleep(10 * time.Second)
+		settle()
+		if connecting.State != Connecting || connecting.Server != "" {
+			t.Errorf("while it connects: %+v", connecting)
+		}
+		if starting.State != Starting || starting.Server == "" || starting.ServerEnd != w.srv.End() || starting.Received.Timeline != 0 {
+			t.Errorf("while it asks the archive: %+v", starting)
+		}
+		if s := w.r.Status(); s.State != Waiting || len(s.Troubles) != 1 || s.Troubles[0].Reason != errDown.Error() {
+			t.Errorf("while the archive is away: %+v", s)
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+	})
+}
+
+// A state lasts from its first turn on, and what is held of a segment is
+// compared before anything streams.
+func TestStatusOfTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHotPath(t, 1, 1)
+		r := h.st.r
+		r.uploader, r.watch = &carrier{}, &watcher{}
+		turn := func(want State, since time.Time) {
+			t.Helper()
+			h.st.publish()
+			if s := r.Status(); s.State != want || !s.Since.Equal(since) {
+				t.Errorf("%s since %v; want %s since %v", s.State, s.Since, want, since)
+			}
+		}
+		begin := time.Now()
+		h.st.cursor = r.pos.LSN - 1
+		turn(Comparing, begin)
+		time.Sleep(time.Second)
+		turn(Comparing, begin)
+		h.st.cursor = r.pos.LSN
+		turn(Streaming, time.Now())
+		h.st.behind = &lastRecord{}
+		turn(Comparing, time.Now())
+		r.writing.Failed(errDown)
+		if s := r.Status(); len(s.Troubles) != 1 || s.Troubles[0].What != "write to the spool" {
+			t.Errorf("%+v", s.Troubles)
+		}
+	})
+}
+
 // A synchronous standby says so.
 func TestStatusOfASynchronousStandby(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

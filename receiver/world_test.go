@@ -49,12 +49,16 @@ type testArchive struct {
 	partials map[segment.Name]segment.LSN
 	tails    map[segment.Name][]byte // of segments that are not whole: what their objects hold together
 	id       spool.Identity
-	down     error // every call fails with it
+	down     error  // every call fails with it
+	asked    func() // runs at each claim; optional
 }
 
 func (a *testArchive) Claim(_ context.Context, id spool.Identity) error {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if a.asked != nil {
+		a.asked()
+	}
 	switch {
 	case a.down != nil:
 		return a.down

@@ -15,9 +15,8 @@ import (
 
 // Status is what an Uploader is doing: a copy, for those who watch.
 type Status struct {
-	Shipped  segment.Position // as Uploader.Shipped
-	Sealed   segment.Position // end of the gapless run of whole segments in the archive
-	Known    bool             // both are known
+	Shipped  segment.Position // as Uploader.Shipped; zero: not known yet
+	Sealed   segment.Position // end of the gapless run of whole segments in the archive; likewise
 	Pending  int              // as Uploader.Pending
 	Troubles []patience.Report
 	Stopped  error  // as Uploader.Stopped

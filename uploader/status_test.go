@@ -24,7 +24,7 @@ func TestStatus(t *testing.T) {
 			}
 			return nil
 		}
-		if st := s.up.Status(); st.Known || st.Pending != 0 || st.Last != (Object{}) || st.Troubles != nil || st.Stopped != nil {
+		if st := s.up.Status(); st.Shipped.LSN != 0 || st.Sealed.LSN != 0 || st.Pending != 0 || st.Last != (Object{}) || st.Troubles != nil || st.Stopped != nil {
 			t.Errorf("before it began: %+v", st)
 		}
 		s.up.Base(segment.Position{Timeline: 1, LSN: segment.LSN(size)})
@@ -33,7 +33,7 @@ func TestStatus(t *testing.T) {
 		synctest.Wait()
 		stored := time.Now()
 		st := s.up.Status()
-		if want := (segment.Position{Timeline: 1, LSN: 2 * segment.LSN(size)}); !st.Known || st.Shipped != want || st.Pending != 0 || st.Troubles != nil {
+		if want := (segment.Position{Timeline: 1, LSN: 2 * segment.LSN(size)}); st.Sealed != want || st.Shipped != want || st.Pending != 0 || st.Troubles != nil {
 			t.Errorf("after a segment: %+v", st)
 		}
 		body, info, err := s.store.Get(t.Context(), "wal_005/"+name(1, 1).String()+".lz4")

@@ -94,9 +94,7 @@ func (p running) document() status.Process {
 		return l
 	}
 	d.Positions.Received, d.Positions.Spooled = lagging(r.Received), lagging(r.Spooled)
-	if u.Known {
-		d.Positions.Shipped, d.Positions.Sealed = lagging(u.Shipped), lagging(u.Sealed)
-	}
+	d.Positions.Shipped, d.Positions.Sealed = lagging(u.Shipped), lagging(u.Sealed)
 	if p.spool != nil {
 		used, limit := p.spool.Used()
 		d.Spool = &status.Spool{Directory: p.settings.SpoolDir, UsedBytes: used, LimitBytes: limit}

@@ -74,7 +74,7 @@ func TestProcessDocument(t *testing.T) {
 		Received: at(0x5000), Spooled: at(0x4000), ServerEnd: 0x5000, Write: 0x5000, Flush: 0x3000, Slot: "walferry", CommitWaits: true, Hold: true, Ack: receiver.AckArchive,
 		Troubles: []p.Report{{What: "receive from the server", Reason: "two\nlines", Since: since, Attempts: 3}},
 	}
-	f.u = uploader.Status{Known: true, Shipped: at(0x6000), Sealed: at(0x2000), Pending: 2, Stopped: errors.New("conflict"),
+	f.u = uploader.Status{Shipped: at(0x6000), Sealed: at(0x2000), Pending: 2, Stopped: errors.New("conflict"),
 		Troubles: []p.Report{{What: "write to the archive", Reason: "503", Since: since, Attempts: 1}},
 		Last:     uploader.Object{Name: "o.lz4", Size: 9, Stored: since}}
 	d = run.document()
