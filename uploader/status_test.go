@@ -83,3 +83,28 @@ func TestStatus(t *testing.T) {
 		}
 	})
 }
+
+// A tail object counts as stored, and moves shipped but not sealed.
+func TestStatusOfTails(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{ShipInterval: time.Second})
+		begin := segment.LSN(size)
+		s.up.Base(segment.Position{Timeline: 1, LSN: begin})
+		end := s.run()
+		n := name(1, 1)
+		g := s.begin(n)
+		s.grow(g, 5000, false)
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		st := s.up.Status()
+		if st.Sealed != (segment.Position{Timeline: 1, LSN: begin}) || st.Shipped != (segment.Position{Timeline: 1, LSN: g.Advanced()}) {
+			t.Errorf("%+v", st)
+		}
+		if !strings.HasPrefix(st.Last.Name, n.String()+"/00000000-") || !strings.HasSuffix(st.Last.Name, ".lz4") || st.Last.Size == 0 {
+			t.Errorf("stored last: %+v", st.Last)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
