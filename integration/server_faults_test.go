@@ -270,10 +270,10 @@ func (s *scene) put(copyOf string) {
 // as they were.
 func (s *scene) still(slot string) (check func(what string)) {
 	s.t.Helper()
-	archive := strings.Join(tree(s.t, s.archive), "\n")
+	archive := strings.Join(whole(s.t, s.archive), "\n")
 	return func(what string) {
 		s.t.Helper()
-		if now := strings.Join(tree(s.t, s.archive), "\n"); now != archive {
+		if now := strings.Join(whole(s.t, s.archive), "\n"); now != archive {
 			s.t.Errorf("%s: the archive has changed:\n%s\nwas:\n%s", what, now, archive)
 		}
 		if now := s.sql("SELECT coalesce((SELECT restart_lsn::text FROM pg_replication_slots WHERE slot_name = 'ferry'), 'none')"); now != slot {

@@ -161,6 +161,9 @@ func (u *Uploader) offerHeld(ctx context.Context) error {
 				if final(err) {
 					return err
 				}
+				if g.Err() != nil {
+					continue // dropped: the archive has it
+				}
 				u.log.Warn("the beginning of a segment cannot be checked: it waits for the server", "segment", g.Name().String(), "error", err.Error())
 				continue
 			}
