@@ -402,3 +402,32 @@ func TestGapWithTheArchiveUnasked(t *testing.T) {
 		}
 	})
 }
+
+// TestMemoryIsFull: without a spool it is the memory that is told of, and the
+// server keeps what has no room.
+func TestMemoryIsFull(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newArchiveWorld(t, fakepg.Options{})
+		w.options.NoSpool = true
+		w.srv.FillTo(10 * mb)
+		w.start(3 << 20)
+		w.carrier.stall()
+		time.Sleep(time.Minute)
+		settle()
+		if n := w.told("the memory for WAL (--memory) is full"); n != 1 {
+			t.Errorf("told %d times that the memory is full", n)
+		}
+		if slot, _ := w.srv.Slot(slotName); slot > 2*mb {
+			t.Errorf("the slot went to %s, and nothing is shipped", slot)
+		}
+		w.carrier.flow()
+		time.Sleep(time.Minute)
+		settle()
+		if w.told("the memory for WAL (--memory) has room again") != 1 {
+			t.Error("it was not told that there is room again")
+		}
+		if got := w.checkArchive(1); got != 10*mb {
+			t.Errorf("the archive ends at %s", got)
+		}
+	})
+}

@@ -317,7 +317,7 @@ func (st *streaming) open() (paused bool, err error) {
 		st.full = false
 		if r.toldFull {
 			r.toldFull = false
-			r.log.Info("the spool has room again; receiving")
+			r.log.Info(r.where() + " has room again; receiving")
 		}
 	}
 	r.seg = g
@@ -332,6 +332,14 @@ func (r *Receiver) find(n segment.Name) (*spool.Segment, bool) {
 		}
 	}
 	return nil, false
+}
+
+// where names what holds the WAL that is on its way.
+func (r *Receiver) where() string {
+	if r.o.NoSpool {
+		return "the memory for WAL (--memory)"
+	}
+	return "the spool"
 }
 
 // nowFull says once what reception waits for.
@@ -350,7 +358,7 @@ func (st *streaming) nowFull(err error) {
 	if err != nil {
 		attrs = append(attrs, "error", err.Error())
 	}
-	r.log.Warn("the spool is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
+	r.log.Warn(r.where()+" is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
 		"nothing is lost as long as the server has room", attrs...)
 }
 
