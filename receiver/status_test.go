@@ -3,6 +3,7 @@ package receiver
 import (
 	"context"
 	"errors"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -233,6 +234,34 @@ func TestStatusIsSafe(t *testing.T) {
 		if err := end(); err != nil {
 			t.Fatal(err)
 		}
+	})
+}
+
+// TestSegmentsAreNoNews: however many are sealed, the log says nothing of it.
+func TestSegmentsAreNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.options.Hold = 0 // every segment is sealed
+		w.srv.FillTo(3 * mb)
+		w.start(0)
+		lines := func(level string) int {
+			time.Sleep(time.Minute)
+			settle()
+			return strings.Count(w.log.String(), "level="+level)
+		}
+		w.carrier.stall()
+		news := lines("INFO") + lines("WARN")
+		for i := range segment.LSN(5) {
+			w.srv.FillTo((4 + i) * mb)
+			time.Sleep(time.Second)
+		}
+		if n := strings.Count(w.log.String(), "level=DEBUG msg=sealed"); n < 5 {
+			t.Errorf("%d segments were sealed", n)
+		}
+		if n := lines("INFO") + lines("WARN") - news; n != 0 {
+			t.Errorf("%d lines for 5 segments:\n%s", n, w.log)
+		}
+		w.carrier.flow()
 	})
 }
 
