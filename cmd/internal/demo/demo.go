@@ -14,7 +14,6 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/walferry/walferry/restore/instance"
@@ -77,7 +76,7 @@ func Run(ctx context.Context, o Options) (err error) {
 // play is the story from its beginning to its end.
 func (s *stage) play(ctx context.Context) error {
 	s.began = time.Now()
-	s.say("A database server dies together with its disk. What is left?")
+	s.say("A database server and walferry's own host die at one instant, with their disks. What is left?")
 	s.say("")
 	if err := s.createPrimary(ctx); err != nil {
 		return fmt.Errorf("starting a throw-away PostgreSQL: %w", err)
@@ -87,60 +86,34 @@ func (s *stage) play(ctx context.Context) error {
 	if err := s.receive(ctx); err != nil {
 		return fmt.Errorf("receiving: %w", err)
 	}
-	s.step("\"walferry receive\" streams its write-ahead log (WAL) into an archive: here a directory, else s3://bucket/prefix.")
+	s.step("\"walferry receive --ack archive\" streams its write-ahead log (WAL) into an archive: here a directory, else")
+	s.more("s3://bucket/prefix. A commit waits until it is there: synchronous_standby_names = 'walferry'.")
 	w, err := s.write(ctx)
 	if err != nil {
 		return fmt.Errorf("committing rows: %w", err)
 	}
-	s.step("%s rows were committed one by one in %.1f s, and each acknowledgement was written down. A commit waits until", number(w.acked), w.took.Seconds())
-	s.more("walferry has it on its own disk: the server was told synchronous_standby_names = 'walferry'.")
-	whole, err := s.awaitShipped(ctx, w.lastWhole)
+	if err := s.loseBoth(ctx); err != nil {
+		return fmt.Errorf("killing the server and the receiver: %w", err)
+	}
+	s.step("%s rows were committed one by one in %.1f s, and each acknowledgement was written down.", number(w.acked), w.took.Seconds())
+	s.step("kill -9. The server is dead with all its processes, and so is walferry; both their directories have been deleted.")
+	whole, tails, err := s.archived()
 	if err != nil {
-		return fmt.Errorf("waiting for the archive: %w", err)
+		return fmt.Errorf("looking into the archive: %w", err)
 	}
-	if err := s.loseTheServer(ctx); err != nil {
-		return fmt.Errorf("killing the server: %w", err)
-	}
-	s.step("kill -9. The server is dead with all its processes, and its data directory has been deleted.")
-	if err := s.stopReceiver(); err != nil {
-		return err
-	}
-	s.step("What is left: the empty copy, %d whole WAL segments in the archive, and in the spool of walferry, which", whole)
-	s.more("lives on another host, the segment that was being written (walferry ships a segment when it is whole).")
-	if err := s.recover(ctx, w); err != nil {
-		return err
-	}
-	s.say("")
-	s.say("All of it is removed again. It took %.0f s.", time.Since(s.began).Seconds())
-	return nil
-}
-
-// recover recovers twice, from the archive alone and with the spool, and
-// counts.
-func (s *stage) recover(ctx context.Context, w written) error {
-	alone, err := s.recovered(ctx, "archive-alone", "")
+	s.step("What is left: the empty copy, and in the archive %d whole WAL segments and %d tail objects, which hold what", whole, tails)
+	s.more("was new in the segment that was being written.")
+	s.step("PostgreSQL recovers the copy with restore_command = 'walferry fetch %%f %%p'.")
+	rows, err := s.recovered(ctx)
 	if err != nil {
 		return fmt.Errorf("recovering from the archive: %w", err)
 	}
-	s.step("PostgreSQL recovers the copy with restore_command = 'walferry fetch %%f %%p'.")
-	missing := w.acked - alone
-	s.step("From the archive alone: %s of %s acknowledged rows. Missing: %s, all of them from the last %.1f s,", number(alone), number(w.acked), number(missing), w.openFor.Seconds())
-	s.more("when the unfinished segment was being written.")
-	if alone < w.inWhole {
-		return fmt.Errorf("%w: %d rows were in whole segments, and %d were recovered from the archive", ErrRowsLost, w.inWhole, alone)
+	s.step("Recovered: %s of %s acknowledged rows. Missing: %s.", number(min(rows, w.acked)), number(w.acked), number(max(0, w.acked-rows)))
+	if rows < w.acked {
+		return fmt.Errorf("%w: %d were acknowledged, and %d were recovered", ErrRowsLost, w.acked, rows)
 	}
-	open, err := s.unfinished()
-	if err != nil {
-		return fmt.Errorf("looking for the unfinished segment: %w", err)
-	}
-	all, err := s.recovered(ctx, "with-spool", open)
-	if err != nil {
-		return fmt.Errorf("recovering with the spool: %w", err)
-	}
-	s.step("With %s from the spool laid into pg_wal: %s of %s. Missing: %s.", filepath.Base(open), number(all), number(w.acked), number(w.acked-all))
-	if all < w.acked {
-		return fmt.Errorf("%w: %d were acknowledged, and %d were recovered", ErrRowsLost, w.acked, all)
-	}
+	s.say("")
+	s.say("All of it is removed again. It took %.0f s.", time.Since(s.began).Seconds())
 	return nil
 }
 

@@ -5,27 +5,24 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/restore/instance"
-	"github.com/walferry/walferry/segment"
 )
 
 const (
 	slot = "walferry" // and the application_name: what the server waits for
 	// pollInterval is the pause between two looks at the server or the archive.
 	pollInterval = 50 * time.Millisecond
-	// stopTimeout bounds how long the receiver may take to stop.
-	stopTimeout = 30 * time.Second
 )
 
 // stage is the directory in which everything happens, and what runs there.
@@ -158,11 +155,11 @@ func (s *stage) receive(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// It ends by stop or kill, not with ctx: at the end of a demonstration
-	// that is interrupted, it is waited for all the same. hold 0: commits wait
-	// for the spool, never for the archive.
+	// It ends by a kill, not with ctx: at the end of a demonstration that is
+	// interrupted, it is waited for all the same. The server names it as a
+	// synchronous standby from the beginning.
 	cmd := s.account.Command(context.WithoutCancel(ctx), s.walferry(), "receive", "-d", s.primary.DSN("postgres"),
-		"--slot", slot, "--spool", s.path("spool"), "--hold", "0")
+		"--slot", slot, "--spool", s.path("spool"), "--ack", "archive", "--synchronous", "on")
 	cmd.Env = append(cmd.Env, s.env()...)
 	cmd.Dir = s.path("home")
 	cmd.Stdout, cmd.Stderr = log, log
@@ -220,23 +217,6 @@ func (r *receiver) failed(what string) error {
 	return fmt.Errorf("walferry receive %s (%v): %s", what, r.err, strings.Join(lines[max(0, len(lines)-5):], "\n"))
 }
 
-// stopReceiver ends the receiver as a service manager would.
-func (s *stage) stopReceiver() error {
-	r := s.receiver
-	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
-		return fmt.Errorf("stopping the receiver: %w", err)
-	}
-	select {
-	case <-r.done:
-	case <-time.After(stopTimeout):
-		return r.failed("does not stop")
-	}
-	if r.err != nil {
-		return r.failed("ended badly")
-	}
-	return nil
-}
-
 func (r *receiver) kill() error {
 	if err := r.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("killing the receiver: %w", err)
@@ -247,12 +227,8 @@ func (r *receiver) kill() error {
 
 // written is what was acknowledged.
 type written struct {
-	acked   int           // rows 1 to acked
-	inWhole int           // of them, those in segments that were ended
-	took    time.Duration // all commits
-	openFor time.Duration // those behind the last whole segment
-	// lastWhole is the last segment that was ended.
-	lastWhole segment.Name
+	acked int           // rows 1 to acked
+	took  time.Duration // all commits
 }
 
 // write commits rows, each in a transaction of its own.
@@ -270,98 +246,59 @@ func writeRows(ctx context.Context, c *pgconn.PgConn) (written, error) {
 	if _, err := value(ctx, c, "CREATE TABLE demo (id bigint PRIMARY KEY, v text)"); err != nil {
 		return w, err
 	}
-	commit := func(d time.Duration) (time.Duration, error) {
-		began := time.Now()
-		for time.Since(began) < d {
+	began := time.Now()
+	for round := range rounds {
+		for time.Since(began) < time.Duration(round+1)*roundTime {
 			id := strconv.Itoa(w.acked + 1)
 			if _, err := value(ctx, c, "INSERT INTO demo VALUES ("+id+", repeat(md5('"+id+"'), 8))"); err != nil {
-				return 0, err
+				return w, err
 			}
 			w.acked++ // the server has acknowledged it
 		}
-		took := time.Since(began)
-		w.took += took
-		return took, nil
-	}
-	for range rounds {
-		if _, err := commit(roundTime); err != nil {
-			return w, err
+		if round == rounds-1 {
+			break // in the middle of a segment
 		}
-		w.inWhole = w.acked
-		name, err := value(ctx, c, "SELECT pg_walfile_name(pg_switch_wal())")
-		if err != nil {
-			return w, err
-		}
-		if w.lastWhole, err = segment.ParseName(name); err != nil {
+		if _, err := value(ctx, c, "SELECT pg_switch_wal()"); err != nil {
 			return w, err
 		}
 	}
-	var err error
-	w.openFor, err = commit(roundTime / 2)
-	return w, err
+	w.took = time.Since(began)
+	return w, nil
 }
 
-// awaitShipped waits until the archive holds the segment, and counts the
-// whole segments there.
-func (s *stage) awaitShipped(ctx context.Context, last segment.Name) (int, error) {
-	n := 0
-	err := s.poll(ctx, func() (bool, error) {
-		entries, err := os.ReadDir(s.path("archive/wal_005"))
-		if errors.Is(err, os.ErrNotExist) {
-			return false, nil
+// loseBoth kills the server and the receiver, and deletes everything of them.
+func (s *stage) loseBoth(ctx context.Context) error {
+	err := errors.Join(s.primary.Kill(ctx), s.receiver.kill())
+	return errors.Join(err, s.primary.Remove(ctx), removeAll(s.path("spool")))
+}
+
+// archived counts what the archive holds of the WAL.
+func (s *stage) archived() (whole, tails int, err error) {
+	err = filepath.WalkDir(s.path("archive"), func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
 		}
-		n = 0
-		shipped := false
-		for _, e := range entries {
-			base, ext, _ := strings.Cut(e.Name(), ".")
-			name, err := segment.ParseName(base)
-			if err != nil || strings.HasPrefix(ext, "partial") {
-				continue
-			}
-			n++
-			shipped = shipped || name == last
+		switch dir := filepath.Dir(path); {
+		case filepath.Base(dir) == "wal_005":
+			whole++
+		case filepath.Base(filepath.Dir(dir)) == "wal_tail_005":
+			tails++
 		}
-		return shipped, err
+		return nil
 	})
-	return n, err
+	return whole, tails, err
 }
 
-// loseTheServer kills it and deletes everything of it.
-func (s *stage) loseTheServer(ctx context.Context) error {
-	if err := s.primary.Kill(ctx); err != nil {
-		return err
-	}
-	return s.primary.Remove(ctx)
-}
-
-// unfinished is the file of the segment that was being written, in the spool.
-func (s *stage) unfinished() (string, error) {
-	files, err := filepath.Glob(s.path("spool/*.partial"))
-	if err != nil {
-		return "", err
-	}
-	if len(files) != 1 {
-		return "", fmt.Errorf("the spool holds %d unfinished segments, want one", len(files))
-	}
-	return files[0], nil
-}
-
-// recovered recovers the copy, with an unfinished segment in its pg_wal if one
-// is given, and returns how many of the rows are there, all of them whole.
-func (s *stage) recovered(ctx context.Context, name, unfinished string) (n int, err error) {
+// recovered recovers the copy, and returns how many of the rows are there, all
+// of them whole.
+func (s *stage) recovered(ctx context.Context) (n int, err error) {
 	server, err := instance.Adopt(ctx, instance.Options{
-		Installation: s.installation, Dir: s.path(name), Account: &s.account, Log: s.o.Log,
+		Installation: s.installation, Dir: s.path("recovered"), Account: &s.account, Log: s.o.Log,
 		Settings: map[string]string{"restore_command": "walferry fetch %f %p"},
 		Env:      s.env(),
 	}, func(dataDir string) error {
 		if err := instance.CopyDataDir(dataDir, s.path("copy")); err != nil {
 			return err
-		}
-		if unfinished != "" {
-			segment := strings.TrimSuffix(filepath.Base(unfinished), ".partial")
-			if err := copyFile(filepath.Join(dataDir, "pg_wal", segment), unfinished, 0o600); err != nil {
-				return err
-			}
 		}
 		return os.WriteFile(filepath.Join(dataDir, "recovery.signal"), nil, 0o600)
 	})
