@@ -94,10 +94,13 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		NoLoop:         c.set.Bool("no-loop"),
 		Log:            c.log,
 	}
+	var err error
+	if s.SpoolDir, err = c.spoolDir(); err != nil { // first: others hang on it
+		return s, err
+	}
 	if c.set.Text("ack") == "archive" {
 		s.Ack = receiver.AckArchive
 	}
-	var err error
 	if s.Synchronous, err = parseSynchronous(c.set.Text("synchronous")); err != nil {
 		return s, withExit(exitUsage, err, "")
 	}
@@ -105,9 +108,6 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		if s.EndPos, err = segment.ParseLSN(v.Text); err != nil {
 			return s, withExit(exitUsage, err, "")
 		}
-	}
-	if s.SpoolDir, err = c.spoolDir(); err != nil {
-		return s, err
 	}
 	if s.Compress, err = findCompression(c.set); err != nil {
 		return s, err
