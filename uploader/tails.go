@@ -82,8 +82,11 @@ func (u *Uploader) Offer(g *spool.Segment, to segment.LSN, hurry bool) {
 	if to <= c.to && hurry == u.hurry {
 		return
 	}
+	due := c.to > c.end // and so looked at by the clock
 	c.to, u.hurry = max(c.to, to), hurry
-	u.kickTails()
+	if hurry || !due {
+		u.kickTails()
+	}
 }
 
 // chainOf returns the chain of a segment that was offered. u.mu is held.

@@ -111,6 +111,32 @@ func TestTailsGoEveryInterval(t *testing.T) {
 	})
 }
 
+// TestOffersWakeNobodyForNothing: with each commit something moves, and what is
+// due later is woken for once.
+func TestOffersWakeNobodyForNothing(t *testing.T) {
+	s := newScene(t, Options{ShipInterval: time.Second})
+	g := s.begin(name(1, 1))
+	woken := func(hurry bool) bool {
+		s.grow(g, 100, hurry)
+		select {
+		case <-s.up.tailNews:
+			return true
+		default:
+			return false
+		}
+	}
+	for i, c := range []struct{ hurry, want bool }{
+		{false, true}, {false, false}, {false, false}, {true, true}, {true, true}, {false, false},
+	} {
+		if got := woken(c.hurry); got != c.want {
+			t.Errorf("offer %d, hurry %v: woken %v, want %v", i, c.hurry, got, c.want)
+		}
+	}
+	if err := s.sp.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestAHurriedTailGoesAtOnce, and all that came while one was under way in one.
 func TestAHurriedTailGoesAtOnce(t *testing.T) {
 	for _, interval := range []time.Duration{time.Second, 0} {
@@ -122,8 +148,8 @@ func TestAHurriedTailGoesAtOnce(t *testing.T) {
 			end := s.run()
 			g := s.begin(n)
 			s.grow(g, 100, true)
-			synctest.Wait()
 			time.Sleep(10 * time.Second)
+			synctest.Wait()
 			before := s.store.puts
 			for range 100 {
 				s.grow(g, 100, true)
