@@ -117,10 +117,17 @@ func (f *Fetcher) Fetch(ctx context.Context, name, target string) error {
 	if err := checkTarget(target); err != nil {
 		return &SettingError{err}
 	}
+	if w.history == 1 {
+		return fmt.Errorf("%s: %w: timeline 1 never has a history", w, ErrAbsent)
+	}
 	if f.o.Place.Mode == Standby && !f.patient(w) {
 		if err := f.o.Place.recallFailure(w.String(), time.Now()); err != nil {
 			return fmt.Errorf("%s: %w", w, err)
 		}
+	}
+	if f.o.Place.needsNone(name) {
+		// The server waits between two timelines for what it can do without.
+		f.o.Budget = min(f.o.Budget, Standby.Budget())
 	}
 	err = f.retry(ctx, w, target)
 	if err != nil {

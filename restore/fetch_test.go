@@ -68,6 +68,8 @@ func TestOutcomes(t *testing.T) {
 			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil) }},
 		{what: "the history of timeline 1", file: "00000001.history", want: absent, once: true,
 			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil) }},
+		{what: "the history of timeline 1, whatever the store says", file: "00000001.history", want: absent, once: true,
+			set: func(f *fixture) { f.archive.fail["Open"] = errNetwork }},
 		{what: "a hole that is wanted as the end", want: absent, once: true,
 			set: func(f *fixture) { f.put(name(1, 6).String()+".lz4", nil); f.options.StopAtGap = true }},
 		{what: "a partial, only sealed ones wanted", want: absent, once: true,

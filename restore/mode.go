@@ -6,6 +6,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"github.com/walferry/walferry/segment"
 )
 
 // Mode is how a server recovers. It decides what a failure may cost.
@@ -48,6 +50,44 @@ func (m Mode) ExitCode(err error) int {
 		return 1
 	}
 	return 255
+}
+
+// ExitCode is Mode.ExitCode for the file called name, %f. It differs for the
+// question that a server asks at the very end: when it has ended its recovery,
+// promoted or at the archive's end, and has removed its signal files, it wants
+// the history file of the timeline that it leaves, to copy it into that of the
+// new one. A status above 125 would take it down then, between two timelines
+// (seen on 15 and 18); told that there is no such file it reads its own copy in
+// pg_wal (PostgreSQL: writeTimeLineHistory in
+// src/backend/access/transam/timeline.c). So whatever the failure is, the
+// answer is 1 where it has that copy. Timeline 1 has no history file.
+func (p Place) ExitCode(name string, err error) int {
+	if err != nil && p.needsNone(name) {
+		return 1
+	}
+	return p.Mode.ExitCode(err)
+}
+
+// needsNone tells whether name is a history file that a server asks for at the
+// end of its recovery, and can do without.
+func (p Place) needsNone(name string) bool {
+	t, err := segment.ParseHistoryName(name)
+	if err != nil || !p.isDataDir() {
+		return false
+	}
+	for _, signal := range []string{"standby.signal", "recovery.signal"} {
+		if _, err := os.Stat(p.path(signal)); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	if t == 1 {
+		return true
+	}
+	content, err := os.ReadFile(p.path(walDir, name))
+	if err == nil {
+		_, err = segment.ParseHistory(t, content)
+	}
+	return err == nil
 }
 
 // Place is the data directory that a file is fetched for, and its mode.

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+	"testing/synctest"
+	"time"
 )
 
 func TestFindPlace(t *testing.T) {
@@ -63,6 +65,61 @@ func TestExitCode(t *testing.T) {
 		if r, s := Recovery.ExitCode(c.err), Standby.ExitCode(c.err); r != c.recovery || s != c.standby {
 			t.Errorf("%v: %d and %d", c.err, r, s)
 		}
+	}
+}
+
+// TestLastQuestion: a server that has removed its signal files can do without
+// the history file that it asks for, where it has its own.
+func TestLastQuestion(t *testing.T) {
+	failure := errors.New("x")
+	for _, c := range []struct {
+		what string
+		set  func(f *fixture)
+		file string
+		want int
+	}{
+		{"of timeline 1", func(*fixture) {}, "00000001.history", 1},
+		{"its own copy", func(f *fixture) { f.history(3, "1:0/500000") }, "00000003.history", 1},
+		{"no copy", func(*fixture) {}, "00000003.history", 255},
+		{"another's copy", func(f *fixture) { f.history(2, "1:0/500000") }, "00000003.history", 255},
+		{"a copy that is none", func(f *fixture) { f.write("pg_wal/00000003.history", []byte("x\n")) }, "00000003.history", 255},
+		{"a segment", func(f *fixture) { f.write("pg_wal/000000010000000000000005", nil) }, "000000010000000000000005", 255},
+		{"no name", func(*fixture) {}, "", 255},
+		{"still in recovery", func(f *fixture) { f.write("recovery.signal", nil) }, "00000001.history", 255},
+		{"no data directory", func(f *fixture) { f.options.Place.DataDir = f.t.TempDir() }, "00000001.history", 255},
+	} {
+		f := newFixture(t, Recovery)
+		c.set(f)
+		if got := f.options.Place.ExitCode(c.file, failure); got != c.want {
+			t.Errorf("%s: %d, want %d", c.what, got, c.want)
+		}
+		if got := f.options.Place.ExitCode(c.file, nil); got != 0 {
+			t.Errorf("%s, delivered: %d", c.what, got)
+		}
+	}
+	f := newFixture(t, Standby)
+	f.write("standby.signal", nil)
+	if got := f.options.Place.ExitCode("00000003.history", failure); got != 1 {
+		t.Errorf("a standby: %d", got)
+	}
+
+	// It is not kept waiting, and gets what the archive has.
+	f = newFixture(t, Recovery)
+	f.history(3, "1:0/500000")
+	f.archive.fail["Open"] = failure
+	synctest.Test(t, func(t *testing.T) {
+		begin := time.Now()
+		if err := f.fetch(t.Context(), "00000003.history"); !errors.Is(err, failure) {
+			t.Error(err)
+		}
+		if took := time.Since(begin); took > Standby.Budget() {
+			t.Errorf("it was kept waiting for %s", took)
+		}
+	})
+	f.archive.mend("Open")
+	f.put("00000003.history.lz4", historyOf("1:0/500000"))
+	if err := f.fetch(t.Context(), "00000003.history"); err != nil || f.content() == nil {
+		t.Errorf("not delivered: %v", err)
 	}
 }
 

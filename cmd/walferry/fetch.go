@@ -32,7 +32,7 @@ func fetchCommand() *cli.Command {
 // runFetch is "walferry fetch". args are the arguments without the word
 // fetch. It returns the exit code, which is never that of wrong usage: every
 // error is told in one line, and what it means to the server is decided by
-// the mode in which that recovers (restore.Mode.ExitCode).
+// the mode in which that recovers (restore.Place.ExitCode).
 func runFetch(p *program, args []string) int {
 	// A server log that nobody reads any more is no reason to die, least of
 	// all by a signal, which takes a standby down.
@@ -61,7 +61,7 @@ func runFetch(p *program, args []string) int {
 	case err != nil:
 		log.Error(err.Error() + fetchHint(err))
 	}
-	return place.Mode.ExitCode(err)
+	return place.ExitCode(fetchName(line, args), err)
 }
 
 // fetchHint says how to mend what needs a person.
@@ -100,6 +100,20 @@ func fetchTarget(l *line, args []string) string {
 	}
 	for _, arg := range args {
 		if filepath.IsAbs(arg) && strings.Contains(arg, "/pg_wal/") {
+			return arg
+		}
+	}
+	return ""
+}
+
+// fetchName returns %f. Of arguments that are wrong, a history file's name: a
+// server that ends its recovery may be able to do without it.
+func fetchName(l *line, args []string) string {
+	if l != nil {
+		return l.words[0]
+	}
+	for _, arg := range args {
+		if strings.HasSuffix(arg, ".history") {
 			return arg
 		}
 	}

@@ -84,7 +84,7 @@ func run(p *program) int {
 		if wdErr != nil {
 			cwd = "."
 		}
-		return restore.FindPlace(cwd, p.args[len(p.args)-1]).Mode.ExitCode(&restore.SettingError{Err: err})
+		return restore.FindPlace(cwd, p.args[len(p.args)-1]).ExitCode(fetchName(nil, p.args), &restore.SettingError{Err: err})
 	}
 	return code
 }
