@@ -241,6 +241,7 @@ func TestClaimOfWALGArchive(t *testing.T) {
 		{what: "plain, lz4 asked for", there: []func(*testing.T, objstore.Store){seg("000000010000000000000002", testSystem)}, err: ErrCodec, says: "none"},
 		{what: "went over from zstd to lz4", there: []func(*testing.T, objstore.Store){seg("000000010000000000000002.zst", testSystem), seg("000000010000000000000003.lz4", testSystem)}},
 		{what: "brotli", there: []func(*testing.T, objstore.Store){backup("000000010000000000000002", testSystem), object("wal_005/000000010000000000000002.br", "x")}, err: ErrCodec, says: "000000010000000000000002.br"},
+		{what: "tail objects whose identity was lost", there: []func(*testing.T, objstore.Store){object("wal_tail_005/000000010000000000000002/00000000-00000100-00000000.lz4", "x")}, err: ErrUnrecognised},
 		{what: "something else beside", there: []func(*testing.T, objstore.Store){object("notes.txt", "x")}, recognised: ErrUnrecognised},
 	} {
 		t.Run(c.what, func(t *testing.T) {

@@ -11,7 +11,7 @@ import (
 	"github.com/walferry/walferry/segment"
 )
 
-// errEmpty: there is no object in wal_005/ and none in basebackups_005/.
+// errEmpty: there is no object in wal_005/, basebackups_005/ or wal_tail_005/.
 var errEmpty = errors.New("empty")
 
 // survey is what an archive without identity object says about itself.
@@ -62,7 +62,7 @@ func (a *Archive) survey(ctx context.Context, pick func(context.Context) (string
 	if len(backups) > 0 {
 		return s, nil
 	}
-	for _, dir := range []string{walDir, basesDir} {
+	for _, dir := range []string{walDir, basesDir, tailDir} {
 		for _, err := range a.store.List(ctx, objstore.ListOptions{Prefix: dir, Limit: 1}) {
 			if err != nil {
 				return survey{}, fmt.Errorf("listing %s: %w", dir, err)
