@@ -312,7 +312,7 @@ func (e *spoolError) Unwrap() error { return e.err }
 // Final reports whether err must not be answered by trying again.
 func Final(err error) bool {
 	for _, e := range []error{ErrGap, ErrConflict, ErrSetBack, ErrDemoted, ErrForked, ErrServer, ErrRefused, ErrSpoolStuck, ErrSpoolFailed,
-		segment.ErrForeignCluster, spool.ErrConflict} {
+		segment.ErrForeignCluster, spool.ErrConflict, spool.ErrLimit} {
 		if errors.Is(err, e) {
 			return true
 		}
