@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"slices"
@@ -512,6 +513,51 @@ func TestLimit(t *testing.T) {
 		t.Errorf("the limit of 100 segments' space is %d", limit)
 	}
 	check(t, s.Close())
+}
+
+// A limit that hangs on the segment size is asked for when that is known.
+func TestLimitFor(t *testing.T) {
+	refused := errors.New("not so large")
+	limit := func(s segment.Size) (int64, error) {
+		if s > size {
+			return 0, fmt.Errorf("%w: %w", ErrLimit, refused)
+		}
+		return 2 * int64(s), nil
+	}
+	f := crashfs.New(1)
+	s, err := Open(f, spoolDir, Options{LimitFor: limit})
+	check(t, err)
+	if err := s.Bind(Identity{sysid, 2 * size}); !errors.Is(err, refused) || !errors.Is(err, ErrLimit) {
+		t.Errorf("Bind to segments that are too large: %v", err)
+	}
+	if _, bound := s.Identity(); bound {
+		t.Error("it is bound all the same")
+	}
+	check(t, s.Bind(cluster))
+	for _, n := range []segment.Name{first, second} {
+		if !s.Room() {
+			t.Errorf("no room for %s", n)
+		}
+		g, err := s.Begin(n)
+		check(t, err)
+		check(t, g.WriteAt([]byte{1}, g.Start()))
+	}
+	if used, limit := s.Used(); s.Room() || used != 2*int64(size) || limit != used {
+		t.Errorf("used %d of %d, room %v", used, limit, s.Room())
+	}
+	check(t, s.Close())
+	s, err = Open(f, spoolDir, Options{LimitFor: limit, Limit: 100 * int64(size)})
+	check(t, err)
+	if _, limit := s.Used(); s.Room() || limit != 2*int64(size) {
+		t.Errorf("opened again: a limit of %d, room %v", limit, s.Room())
+	}
+	check(t, s.Close())
+	if _, err := Open(f, spoolDir, Options{LimitFor: func(segment.Size) (int64, error) { return 0, refused }}); !errors.Is(err, refused) {
+		t.Errorf("Open: %v", err)
+	}
+	if _, err := Open(f, spoolDir, Options{LimitFor: func(s segment.Size) (int64, error) { return int64(s) - 1, nil }}); !errors.Is(err, ErrLimit) {
+		t.Errorf("Open with less than a segment: %v", err)
+	}
 }
 
 func TestSpoolIsLocked(t *testing.T) {

@@ -47,6 +47,10 @@ type Options struct {
 	// what is free in the file system at Open and what the spool has already,
 	// but one segment at least.
 	Limit int64
+	// LimitFor, where it is set, says what the limit is in Limit's place, for a
+	// limit that depends on the segment size. It is asked when that is known;
+	// its error is then Open's or Bind's. It must not call the spool.
+	LimitFor func(segment.Size) (int64, error)
 	// Log gets what an operator wants to know of Open. nil: nothing.
 	Log *slog.Logger
 	// GroupAccess lets the group read: files 0640 instead of 0600, the
@@ -73,6 +77,7 @@ type Spool struct {
 	identity   *Identity
 	limit      int64
 	limitGiven bool
+	limitFor   func(segment.Size) (int64, error) // or nil
 	histories  map[segment.Timeline][]byte
 	segments   map[segment.Name]*Segment // abandoned ones too: their files are there
 	queue      []*Segment                // not taken yet
@@ -89,7 +94,7 @@ type Spool struct {
 // uploaded.
 func Open(fsys disk.FS, dir string, o Options) (*Spool, error) {
 	s := &Spool{
-		fs: fsys, dir: dir, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), filePerm: 0o600,
+		fs: fsys, dir: dir, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), filePerm: 0o600, limitFor: o.LimitFor,
 		histories: make(map[segment.Timeline][]byte), segments: make(map[segment.Name]*Segment),
 		queued: make(chan struct{}), room: make(chan struct{}),
 	}
@@ -219,7 +224,7 @@ func (s *Spool) loadSegment(g *Segment) error {
 // nobody gave holds a segment at least: whether the disk does, Begin says, and
 // a full disk must not keep a spool from being opened and emptied.
 func (s *Spool) setLimit(limit int64) error {
-	s.limit, s.limitGiven = limit, limit != 0
+	s.limit, s.limitGiven = limit, limit != 0 || s.limitFor != nil
 	if !s.limitGiven {
 		free, _, err := s.fs.Space(s.dir)
 		switch {
@@ -239,6 +244,13 @@ func (s *Spool) setLimit(limit int64) error {
 // fitLimit checks or raises the limit now that the segment size is known; mu
 // is held, or s is not yet known to others.
 func (s *Spool) fitLimit(size segment.Size) error {
+	if s.limitFor != nil {
+		limit, err := s.limitFor(size)
+		if err != nil {
+			return err
+		}
+		s.limit = limit
+	}
 	switch {
 	case s.limit >= int64(size):
 	case s.limitGiven:
