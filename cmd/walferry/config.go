@@ -44,7 +44,14 @@ func printConfig(_ context.Context, c *call) error {
 		// tabwriter keeps the first error for Flush.
 		_, _ = fmt.Fprintf(w, "%s\t%s\t%s\n", name, value, origin)
 	}
+	if err := checkNoSpool(c.set); err != nil {
+		return err
+	}
 	for name, v := range c.set.All {
+		if name == "ack" && c.set.Text("spool") == noSpool {
+			row(name, "archive", "implied by --spool "+noSpool)
+			continue
+		}
 		row(name, v.Shown(), v.Origin.String())
 	}
 	for _, name := range c.set.Variables() {

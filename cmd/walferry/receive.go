@@ -34,8 +34,9 @@ type receiveSettings struct {
 	SingleReceiver bool
 
 	Slot          string
-	SpoolDir      string
-	SpoolLimit    int64 // bytes; 0: the spool's own default
+	SpoolDir      string // noSpool: none
+	SpoolLimit    int64  // bytes; 0: the spool's own default
+	Memory        int64  // bytes, when there is no spool
 	Ack           receiver.Ack
 	Synchronous   receiver.Synchronous
 	ShipInterval  time.Duration // 0: no tail objects but for commits that wait
@@ -51,7 +52,7 @@ type receiveSettings struct {
 
 // receiveCommand is "walferry receive".
 func receiveCommand(p *program) *cli.Command {
-	flags := settingFlags("slot", "spool", "spool-limit", "ack", "hold", "synchronous", "ship-interval", "compress", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
+	flags := settingFlags("slot", "spool", "spool-limit", "memory", "ack", "hold", "synchronous", "ship-interval", "compress", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
 	flags = append(flags, connectionFlags()...)
 	flags = append(flags, settingFlags("dbname")...)
 	return &cli.Command{
@@ -59,7 +60,10 @@ func receiveCommand(p *program) *cli.Command {
 		Usage: "stream WAL into the archive",
 		Description: `Connects as a standby would, and keeps every byte on this host's disk (the spool)
 and then in the archive. Goes on for ever: after a failure it connects again, after
-a restart it resumes where the archive and the spool end. SIGTERM or SIGINT stops it.`,
+a restart it resumes where the archive and the spool end. SIGTERM or SIGINT stops it.
+
+With --spool none no disk is needed: the server keeps all WAL until it is in the
+archive (--ack archive is implied), and --memory bounds what is on its way.`,
 		Flags: append(flags, generalFlags()...),
 		Action: p.action(func(ctx context.Context, c *call) error {
 			s, err := c.receiveSettings()
@@ -67,7 +71,7 @@ a restart it resumes where the archive and the spool end. SIGTERM or SIGINT stop
 				return err
 			}
 			if s.Store.create {
-				s.Log.Info(fmt.Sprintf("no store given: the archive is %s, the spool is %s", s.Store.dir, s.SpoolDir))
+				s.Log.Info(fmt.Sprintf("no store given: the archive is %s, the spool is %s", s.Store.dir, s.spoolName()))
 			}
 			manager, err := notify.New(c.environ, os.Getpid())
 			if err != nil {
@@ -88,18 +92,25 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 		SingleReceiver: c.set.Bool("single-receiver"),
 		Slot:           c.set.Text("slot"),
 		SpoolLimit:     c.set.Bytes("spool-limit"),
+		Memory:         c.set.Bytes("memory"),
 		Hold:           c.set.Bytes("hold"),
 		ShipInterval:   c.set.Duration("ship-interval"),
 		ShutdownGrace:  c.set.Duration("shutdown-grace"),
 		NoLoop:         c.set.Bool("no-loop"),
 		Log:            c.log,
 	}
-	var err error
+	err := checkNoSpool(c.set)
+	if err != nil {
+		return s, err
+	}
 	if s.SpoolDir, err = c.spoolDir(); err != nil { // first: others hang on it
 		return s, err
 	}
 	if c.set.Text("ack") == "archive" {
 		s.Ack = receiver.AckArchive
+	}
+	if s.SpoolDir == noSpool {
+		s.Ack, s.Hold = receiver.AckArchive, 0
 	}
 	if s.Synchronous, err = parseSynchronous(c.set.Text("synchronous")); err != nil {
 		return s, withExit(exitUsage, err, "")
@@ -151,9 +162,9 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 	if err != nil {
 		return err
 	}
-	sp, err := spool.Open(disk.OS{}, s.SpoolDir, spool.Options{Limit: s.SpoolLimit, Log: s.Log})
+	sp, buffers, err := s.openSpool()
 	if err != nil {
-		return spoolError(err, s.SpoolDir)
+		return err
 	}
 	defer func() {
 		if closeErr := sp.Close(); closeErr != nil {
@@ -164,21 +175,21 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 	ar := archive.New(store, archive.Options{Log: s.Log, SingleReceiver: s.SingleReceiver})
 	up := uploader.New(sp, ar, uploader.Options{
 		Method: s.Compress, Follow: !s.CompressGiven, ShipInterval: s.ShipInterval,
-		Buffers: codec.NewBuffers(frameMemory, s.SpoolDir), Log: s.Log.With("archive", ar.String()),
+		Buffers: buffers, Log: s.Log.With("archive", ar.String()),
 	})
-	rec := receiver.New(sp, archiveView{ar, up, s.Log}, up, receiver.Options{
+	rec := receiver.New(sp, archiveView{ar, up, s.fits, s.Log}, up, receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, s.Server) },
 		SlotPosition: func(ctx context.Context, slot string) (segment.LSN, bool, error) {
 			return slotPosition(ctx, s.Server, s.Database, slot)
 		},
 		Slot: s.Slot, ApplicationName: s.Server.ApplicationName(),
-		EndPos: s.EndPos, NoLoop: s.NoLoop, Ack: s.Ack, Synchronous: s.Synchronous, Hold: s.Hold,
+		EndPos: s.EndPos, NoLoop: s.NoLoop, Ack: s.Ack, Synchronous: s.Synchronous, NoSpool: s.SpoolDir == noSpool, Hold: s.Hold,
 		ShutdownGrace: s.ShutdownGrace, WatchInterval: watchInterval, Log: s.Log,
 	})
 	for _, notice := range s.Server.Notices() {
 		s.Log.Warn(notice)
 	}
-	s.Log.Info("starting", "archive", ar.String(), "spool", s.SpoolDir, "slot", s.Slot, "server", s.Server.String())
+	s.Log.Info("starting", "archive", ar.String(), "spool", s.spoolName(), "slot", s.Slot, "server", s.Server.String())
 
 	// The uploader starts first and needs no server: what a receiver's disk
 	// holds goes up even when the primary is gone for good. It also ends last,
@@ -193,7 +204,11 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 			cancel(err)
 		}
 	})
-	running{rec, up, sp, s, ar.String(), time.Now()}.show(work, &beside)
+	shown := sp
+	if s.SpoolDir == noSpool {
+		shown = nil
+	}
+	running{rec, up, shown, s, ar.String(), time.Now()}.show(work, &beside)
 	// Ready without a server: a unit must start while the server is away.
 	beside.Go(func() {
 		manager.Run(work, rec.Alive, func(err error) { s.Log.Warn(err.Error()) })
@@ -244,12 +259,18 @@ func sayGoodbye(s receiveSettings, sum receiver.Summary, up *uploader.Uploader) 
 // archiveView is the archive as the receiver sees it.
 type archiveView struct {
 	*archive.Archive
-	up  *uploader.Uploader
-	log *slog.Logger
+	up   *uploader.Uploader
+	fits func(segment.Size) error
+	log  *slog.Logger
 }
 
-// Claim claims through the uploader, which remembers that it was done.
+// Claim claims through the uploader, which remembers that it was done. It is
+// where the segment size is first known: when that makes this run impossible,
+// the archive is left alone.
 func (v archiveView) Claim(ctx context.Context, id spool.Identity) error {
+	if err := v.fits(id.SegmentSize); err != nil {
+		return err
+	}
 	err := v.up.Claim(ctx, id)
 	if uploader.Final(err) {
 		return fmt.Errorf("%w: %w", receiver.ErrRefused, err)
@@ -312,6 +333,10 @@ func spoolError(err error, dir string) error {
 
 // receiveError gives the error that ended receive its exit code and its hint.
 func receiveError(err error, s receiveSettings) error {
+	limitHint := "give --spool-limit room for several segments"
+	if s.SpoolDir == noSpool {
+		limitHint = "" // the error says all
+	}
 	for _, h := range []struct {
 		is   error
 		code int
@@ -325,14 +350,14 @@ func receiveError(err error, s receiveSettings) error {
 		{receiver.ErrGap, exitSafety, "put the missing segments into the archive if anybody has them (an archive_command's directory, a standby's pg_wal), or begin a new archive with another --store and another --spool, and take a base backup; the old archive restores up to where it ends"},
 		{receiver.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
-		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; what was received is in the spool " + s.SpoolDir},
+		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; " + s.unshipped()},
 		{receiver.ErrSetBack, exitSafety, "it was probably restored to an earlier point: archive it under another --store (and --spool), since its new WAL contradicts what is archived"},
 		{receiver.ErrDemoted, exitSafety, "it is probably an old primary that another one has replaced: connect to the current primary"},
 		{receiver.ErrForked, exitSafety, "connect to the primary whose history contains this WAL, or archive this one under another --store (and --spool)"},
 		{receiver.ErrServer, exitFailed, ""},
 		{receiver.ErrSpoolFailed, exitFailed, "see what is wrong with the disk of " + s.SpoolDir + ", and start again: what is in the spool is checked then"},
 		{receiver.ErrSpoolStuck, exitSafety, "mend the archive's conflict, named above; the slot keeps the server's WAL meanwhile"},
-		{spool.ErrLimit, exitUsage, "give --spool-limit room for several segments"},
+		{spool.ErrLimit, exitUsage, limitHint},
 		{fs.ErrPermission, exitFailed, ""},
 	} {
 		if errors.Is(err, h.is) {

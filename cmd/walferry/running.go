@@ -140,6 +140,9 @@ func (p running) logPositions(ctx context.Context) {
 		}
 		u, r := p.uploader.Status(), p.receiver.Status()
 		now := positions{r.Received.LSN, r.Spooled.LSN, u.Shipped.LSN, u.Sealed.LSN, r.ServerEnd}
+		if p.settings.SpoolDir == noSpool {
+			now.spooled = now.shipped // what is in memory alone is not
+		}
 		if now == said {
 			continue
 		}

@@ -49,8 +49,9 @@ func settingTable() []setting {
 		{s{Name: "single-receiver", Bool: true}, "", "", "accept a store that ignores put-if-absent: no other receiver writes there", categoryArchive},
 
 		{s{Name: "slot", Default: "walferry", Check: checkSlotName}, "", "NAME", "replication slot; made when it is missing", ""},
-		{s{Name: "spool", Check: checkSpool}, "", "DIR", "where WAL lies until it is in the archive (default spool/ in WALFERRY_HOME)", ""},
+		{s{Name: "spool", Check: checkSpool}, "", "DIR|none", "where WAL lies until it is in the archive (default spool/ in WALFERRY_HOME)", ""},
 		{s{Name: "spool-limit", Check: checkLimit}, "", "SIZE", "stop receiving when the spool holds so much (default 80% of the file system)", ""},
+		{s{Name: "memory", Default: "256MB", Check: checkMemory}, "", "SIZE", "with --spool none: how much memory WAL on its way may take", ""},
 		{s{Name: "ack", Default: "spool", Check: checkAck}, "", "spool|archive", "what flushed means to the server: on this host's disk, or in the archive", ""},
 		{s{Name: "hold", Default: "32MB", Check: settings.CheckSize}, "", "SIZE", "let the server keep so much until it is in the archive, too; 0 is off", ""},
 		{s{Name: "synchronous", Default: "auto", Check: checkSynchronous}, "", "auto|on|off", "whether commits wait for us: auto asks the server's synchronous_standby_names", ""},
@@ -191,13 +192,18 @@ func checkPort(text string) error {
 }
 
 func checkSpool(text string) error {
-	if text == "none" {
-		return errors.New("this version needs a spool: want a directory (./none, if it is really called so)")
-	}
 	if text == "" {
-		return errors.New("want a directory")
+		return errors.New("want a directory, or none")
 	}
 	return nil
+}
+
+func checkMemory(text string) error {
+	n, err := settings.ParseSize(text)
+	if least := leastMemory(); err == nil && n < least {
+		return fmt.Errorf("want %s at least, and more for larger WAL segments than 1MB", formatBytes(least))
+	}
+	return err
 }
 
 func checkLimit(text string) error {

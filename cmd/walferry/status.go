@@ -66,7 +66,11 @@ func (c *call) statusReport(ctx context.Context) (r status.Report, err error) {
 	if err != nil {
 		return r, err
 	}
-	process, err := status.Ask(ctx, dir)
+	var process status.Process
+	err = errNoSpool
+	if dir != noSpool {
+		process, err = status.Ask(ctx, dir)
+	}
 	switch {
 	case err == nil:
 		r.Process = &process
@@ -94,10 +98,15 @@ func (c *call) statusReport(ctx context.Context) (r status.Report, err error) {
 	return r, nil
 }
 
+// errNoSpool: a process that has no spool has no place for a socket either.
+var errNoSpool = errors.New("there is no spool")
+
 // noProcess says why no process answers.
 func noProcess(err error, dir string) string {
 	why := status.Reason(err)
 	switch {
+	case errors.Is(err, errNoSpool):
+		return "a walferry receive without a spool cannot be asked (its log tells where it is)"
 	case errors.Is(err, status.ErrNotRunning):
 		return fmt.Sprintf("no walferry receive runs on the spool %s (%s)", dir, why)
 	case errors.Is(err, os.ErrPermission):
