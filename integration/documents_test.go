@@ -149,7 +149,7 @@ func TestDocumentedFlags(t *testing.T) {
 	flag := regexp.MustCompile("--[a-z][a-z-]+[a-z]")
 	documented := flag.FindAllString(commands, -1)
 	var known []string
-	for _, topic := range []string{"receive", "fetch", "slot create", "slot drop", "slot list", "config print", "demo"} {
+	for _, topic := range []string{"receive", "fetch", "status", "slot create", "slot drop", "slot list", "config print", "demo"} {
 		p := start(t, nil, binary, append([]string{"help"}, strings.Fields(topic)...)...)
 		p.exits(0)
 		for _, name := range flag.FindAllString(p.stdout.String(), -1) {

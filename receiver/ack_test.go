@@ -431,3 +431,31 @@ func TestMemoryIsFull(t *testing.T) {
 		}
 	})
 }
+
+// TestTheFirstBytesBehindAQuietTimeAreSyncedAtOnce, although nothing that is
+// reported waits for it: their tail object does. What follows them waits.
+func TestTheFirstBytesBehindAQuietTimeAreSyncedAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.tailing = true
+		w.srv.FillTo(3*mb + 5000)
+		w.start(0)
+		time.Sleep(11 * time.Second)
+		first := w.srv.Append(100)
+		settle()
+		if p, _ := w.carrier.Shipped(); p.LSN != first {
+			t.Errorf("shipped %s at once, want %s", p, first)
+		}
+		time.Sleep(100 * time.Millisecond)
+		second := w.srv.Append(100)
+		settle()
+		if p, _ := w.carrier.Shipped(); p.LSN != first {
+			t.Errorf("shipped %s, with a sync 100 ms behind the last", p)
+		}
+		time.Sleep(time.Second)
+		settle()
+		if p, _ := w.carrier.Shipped(); p.LSN != second {
+			t.Errorf("shipped %s a second later, want %s", p, second)
+		}
+	})
+}

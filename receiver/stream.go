@@ -54,13 +54,14 @@ type streaming struct {
 	message int                // index of the message in it
 	rest    []byte             // of that message's data
 
-	name       string // of the server, for messages
-	flows      bool   // everything held was compared, and something came behind it
-	full       bool   // the spool has no room for the next segment
-	dirty      bool   // bytes were written since the last sync began
-	dirtySince time.Time
-	feedback   feedback
-	scratch    []byte
+	name     string    // of the server, for messages
+	flows    bool      // everything held was compared, and something came behind it
+	full     bool      // the spool has no room for the next segment
+	dirty    bool      // bytes were written since the last sync began
+	syncBy   time.Time // when they are synced at the latest
+	clean    time.Time // when bytes were last not dirty any more
+	feedback feedback
+	scratch  []byte
 }
 
 // stream starts replication and works until it ends. nil means that Run's
@@ -369,7 +370,9 @@ func (st *streaming) store(p []byte) error {
 	r, at := st.r, st.cursor
 	if !r.seg.Sealed() {
 		if !st.dirty {
-			st.dirty, st.dirtySince = true, time.Now()
+			// Behind a quiet time at once: the tail object waits for it.
+			now := time.Now()
+			st.dirty, st.syncBy = true, now.Add(lazySync-min(now.Sub(st.clean), lazySync))
 		}
 		if err := r.seg.WriteAt(p, at); err != nil {
 			if errors.Is(err, spool.ErrConflict) {
@@ -425,7 +428,7 @@ func (st *streaming) close() error {
 		r.spooled = max(r.spooled, g.Name().End(r.size))
 		return nil
 	}
-	st.dirty = false // the seal syncs it
+	st.cleaned() // the seal syncs it
 	st.disk.queue = append(st.disk.queue, fullSegment{g, time.Now()})
 	return nil
 }
@@ -442,12 +445,15 @@ func (st *streaming) sync() {
 		if !lazy || len(st.disk.queue) > st.r.lazySeals() || time.Since(first.since) >= lazySync {
 			st.disk.start(first.Segment, true)
 		}
-	case st.dirty && st.r.seg != nil && (lazy && time.Since(st.dirtySince) >= lazySync ||
+	case st.dirty && st.r.seg != nil && (lazy && !time.Now().Before(st.syncBy) ||
 		!lazy && len(st.s.Batches()) == 0 && (st.batch == nil || st.full)):
-		st.dirty = false
+		st.cleaned()
 		st.disk.start(st.r.seg, false)
 	}
 }
+
+// cleaned says that a sync or seal has what was written.
+func (st *streaming) cleaned() { st.dirty, st.clean = false, time.Now() }
 
 // nextSync returns when bytes that wait for their fsync have waited long
 // enough; late when none do.
@@ -458,7 +464,7 @@ func (st *streaming) nextSync(late time.Time) time.Time {
 	case len(st.disk.queue) > 0:
 		return st.disk.queue[0].since.Add(lazySync)
 	case st.dirty:
-		return st.dirtySince.Add(lazySync)
+		return st.syncBy
 	}
 	return late
 }
@@ -574,7 +580,7 @@ func (st *streaming) flush(ctx context.Context) error {
 			if !st.dirty || st.r.seg == nil {
 				return nil
 			}
-			st.dirty = false
+			st.cleaned()
 			st.disk.start(st.r.seg, false)
 		} else if !st.disk.busy {
 			st.disk.start(st.disk.queue[0].Segment, true)

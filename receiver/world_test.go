@@ -271,14 +271,16 @@ func (c *carrier) Shipped() (segment.Position, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	p := c.shipped
-	for end := p.LSN; ; p.LSN = end {
+	for {
 		if to, ok := c.switches[p.Timeline]; ok && p.LSN >= to.LSN {
-			p, end = to, to.LSN
+			p = to
 			continue
 		}
-		if end = c.tails[segment.MinSize.Name(p.Timeline, p.LSN)]; end <= p.LSN {
+		end := c.tails[segment.MinSize.Name(p.Timeline, p.LSN)]
+		if end <= p.LSN {
 			return p, c.known
 		}
+		p.LSN = end
 	}
 }
 

@@ -56,10 +56,9 @@ type link struct {
 // superseded is a tail object that others stand for, or, where name is set,
 // all that there are of a segment that is stored whole.
 type superseded struct {
-	tail   archive.Tail
-	method codec.Method
-	name   segment.Name
-	since  time.Time
+	tail  archive.Tail
+	name  segment.Name
+	since time.Time
 }
 
 // Offer tells that the bytes of g in front of an LSN are right, and as durable
