@@ -17,7 +17,7 @@ demo: build
 		integration/tools/debian.sh postgresql >/dev/null; }
 	./walferry demo
 
-# Every test, with the race detector, on a real S3 server and a real PostgreSQL
+# Every test (four at a time: most of them wait), with the race detector, on a real S3 server and a real PostgreSQL
 # 15; the core ones also on the newest other one that `make full` has left
 # here. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
 test:
@@ -26,7 +26,7 @@ test:
 	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
 	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
 	echo "go test with PostgreSQL in $$pg and $$s3"; \
-	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -timeout 15m ./...
+	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -parallel 4 -timeout 15m ./...
 
 # What needs no server: form, known mistakes, unchecked errors, import rules.
 check:
@@ -37,8 +37,8 @@ check:
 	go run $(ERRORLINT) ./...
 	go test -count=1 .
 
-# Every test on every PostgreSQL that can be had, with all rounds (about half
-# an hour), and the outcome as a document.
+# Every test on every PostgreSQL that can be had, with all rounds (about an
+# hour), and the outcome as a document.
 full:
 	@integration/tools/debian.sh compiler
 	@mkdir -p docs/proof
@@ -59,7 +59,7 @@ full:
 	{ \
 		failed=; \
 		go test -race -count=1 -timeout 30m $$(go list ./... | grep -v '/integration$$') 2>&1 || failed=1; \
-		go test -race -count=1 -timeout 60m -v ./integration 2>&1 | { grep -v '^=== ' || :; } || failed=1; \
+		go test -race -count=1 -parallel 4 -timeout 90m -v ./integration 2>&1 | { grep -v '^=== ' || :; } || failed=1; \
 		echo; \
 		echo "ended:   $$(date -u +'%Y-%m-%d %H:%M UTC'), $${failed:+NOT }passed"; \
 		[ -z "$$failed" ]; \
