@@ -65,7 +65,7 @@ func TestLossUnderFaults(t *testing.T) {
 		t.Run(p.String(), func(t *testing.T) {
 			t.Parallel()
 			d := newDoomed(t)
-			all := d.rounds(rounds(1, 16), func() play {
+			all := d.rounds(rounds(1, 8), func() play {
 				p := p
 				p.trouble = func() {
 					faults := d.troubled()

@@ -124,7 +124,7 @@ var allRubbish = []rubbish{
 func TestGarbage(t *testing.T) {
 	first, seeds := uint64(0), 8
 	if os.Getenv("WALFERRY_FULL") != "" {
-		seeds = 200
+		seeds = 100
 	}
 	if v := os.Getenv("WALFERRY_SEED"); v != "" {
 		n, err := strconv.ParseUint(v, 10, 64)

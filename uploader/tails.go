@@ -649,16 +649,12 @@ func (u *Uploader) sweepTails(ctx context.Context) {
 // held.
 func (u *Uploader) withTails(p segment.Position) segment.Position {
 	for u.size != 0 {
-		s, ended := u.switches[p.Timeline]
-		if ended && p.LSN >= s.at {
+		if s, ended := u.switches[p.Timeline]; ended && p.LSN >= s.at {
 			p = segment.Position{Timeline: s.child, LSN: s.at}
 			continue
 		}
 		n := u.size.Name(p.Timeline, p.LSN)
 		end := max(u.stored[n], u.tails[n])
-		if ended {
-			end = min(end, s.at)
-		}
 		if end <= p.LSN {
 			break
 		}
