@@ -228,8 +228,8 @@ func (u *Uploader) nextTail(now, last time.Time) (c *chain, renew bool, wait tim
 		if c.to <= c.end {
 			continue
 		}
-		if !u.anchored && u.waitsForOlder(c) {
-			continue // it would be taken for the archive's beginning; told when one is stored
+		if u.waitsForOlder(c) {
+			continue // told when one is stored
 		}
 		due := last.Add(u.o.ShipInterval).Sub(now)
 		switch {
@@ -242,12 +242,23 @@ func (u *Uploader) nextTail(now, last time.Time) (c *chain, renew bool, wait tim
 	return nil, false, wait
 }
 
-// waitsForOlder reports whether an older segment is whole and the archive has
-// it in no form. u.mu is held.
+// waitsForOlder reports whether the archive has an older segment, which is
+// whole, in no form: behind it nothing could be restored, and a restore would
+// stop at the hole instead of ending there; in a new archive the tail object
+// would be taken for its beginning. Of a timeline that has ended only that
+// beginning waits: the child's first segment repeats its last one's bytes. u.mu
+// is held.
 func (u *Uploader) waitsForOlder(c *chain) bool {
-	for _, it := range u.queue {
-		n := it.seg.Name()
-		if it.seg.Start() < c.seg.Start() && !it.stored && whole(it.seg) && u.tails[n] < it.seg.End() {
+	for _, g := range u.spool.Segments() {
+		if g.Start() >= c.seg.Start() || !whole(g) {
+			continue
+		}
+		n := g.Name()
+		if _, ended := g.Finished(); ended && u.anchored {
+			continue
+		}
+		_, stored := u.stored[n]
+		if !stored && !(u.frontSet && g.End() <= u.front.LSN) && u.tails[n] < g.End() {
 			return true
 		}
 	}

@@ -249,6 +249,53 @@ func TestATailWaitsForTheOldest(t *testing.T) {
 	})
 }
 
+// TestNoTailBehindAHole: a tail object is stored to be restored. While a whole
+// segment is on its way, or waits for a worker, none goes up behind it.
+func TestNoTailBehindAHole(t *testing.T) {
+	for _, first := range []bool{false, true} { // there is an older one in the archive
+		synctest.Test(t, func(t *testing.T) {
+			s := newScene(t, Options{ShipInterval: time.Second, Workers: 2})
+			n := name(1, 2)
+			var mu sync.Mutex
+			away := true
+			s.store.before = func(_ int, key string) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if away && strings.HasPrefix(key, "wal_005/"+n.String()) {
+					return errors.New("503")
+				}
+				return nil
+			}
+			base := segment.Position{Timeline: 1, LSN: n.Start(size)}
+			if first {
+				base.LSN -= segment.LSN(size)
+				s.write(name(1, 1))
+			}
+			s.up.Base(base)
+			for i := segment.LSN(2); i <= 5; i++ {
+				s.write(name(1, i))
+			}
+			g := s.begin(name(1, 6))
+			s.grow(g, 1000, false) // before anybody has taken one
+			end := s.run()
+			time.Sleep(5 * time.Second)
+			s.grow(g, 1000, false)
+			time.Sleep(5 * time.Second)
+			if got := s.objects(g.Name()); len(got) != 0 {
+				t.Errorf("segment %s is missing, and behind it is %v", n, got)
+			}
+			mu.Lock()
+			away = false
+			mu.Unlock()
+			time.Sleep(time.Minute)
+			s.shipped(g.Advanced())
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestAWaitingCommitBesideASlowSegment: tail objects run to the segment's end
 // and into the next one while the whole segment is still on its way.
 func TestAWaitingCommitBesideASlowSegment(t *testing.T) {

@@ -15,9 +15,10 @@
 // What is in the open segment goes up every ship interval as a tail object
 // (DESIGN, section 4), or at once while a commit waits for it. The objects of
 // one segment follow each other without a gap, each stored before the next is
-// begun; so that shipped moves over them as over whole segments. They only
-// ever stand for a segment that is not stored yet: what supersedes them is
-// durable before they are removed.
+// begun, and the first behind all older segments: shipped moves over them as
+// over whole segments, and each is stored to be restored. They only ever stand
+// for a segment that is not stored yet: what supersedes them is durable before
+// they are removed.
 //
 // # What a crash leaves
 //
