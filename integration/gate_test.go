@@ -2,12 +2,14 @@ package integration
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 
@@ -145,7 +147,7 @@ func (g *gate) count(client io.Writer, server io.Reader) error {
 		}
 		body = body[:n]
 		if _, err := io.ReadFull(in, body); err != nil {
-			return err
+			return errors.Join(err, out.Flush())
 		}
 		// XLogData: 'w', start, end of the server's WAL, its clock, the bytes
 		// (PostgreSQL: Streaming Replication Protocol).
@@ -171,26 +173,35 @@ func (g *gate) wal(number int, start, n segment.LSN) int {
 	return number
 }
 
-func TestGate(t *testing.T) {
+func TestGateCounts(t *testing.T) {
 	t.Parallel()
-	s := newScene(t, options{})
-	g := s.gate()
-	r := start(t, append(s.env(), append(g.env(), "PGUSER=postgres", "PGSSLMODE=disable")...), s.binary, "receive", "--slot", "ferry", "--spool", s.spool, "--store", s.store())
-	first := s.slotSegment()
-	s.table()
-	s.fill(1500)
-	last := s.switchWAL()
-	s.awaitSealed(first, last)
-	s.checkArchive(first, last)
+	message := func(kind byte, body ...byte) []byte {
+		return append(binary.BigEndian.AppendUint32([]byte{kind}, uint32(len(body)+4)), body...)
+	}
+	wal := func(start segment.LSN, n int) []byte {
+		body := binary.BigEndian.AppendUint64([]byte{'w'}, uint64(start))
+		return message('d', append(body, make([]byte, 16+n)...)...)
+	}
+	keepalive := message('d', append([]byte{'k'}, make([]byte, 17)...)...)
+	g := &gate{open: map[net.Conn]bool{}}
+	for _, said := range [][]byte{
+		bytes.Join([][]byte{message('R', 0, 0, 0, 0), message('W', 0, 0, 0), keepalive, wal(0x1000, 100), keepalive, wal(0x1064, 50), message('c')}, nil),
+		message('R', 0, 0, 0, 0), // the other connection, which asks for a setting
+		bytes.Join([][]byte{wal(0x1000, 20), wal(0x1014, 1)[:20]}, nil),
+	} {
+		var passed bytes.Buffer
+		if err := g.count(&passed, bytes.NewReader(said)); !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Error(err)
+		}
+		if !bytes.HasPrefix(said, passed.Bytes()) || passed.Len() < len(said)-20 {
+			t.Errorf("the server said %q, and %q was passed on", said, passed.Bytes())
+		}
+	}
 	streams, end := g.seen()
-	if len(streams) != 1 || streams[0].start != first.Start(s.size) || end < last.End(s.size) || streams[0].start+streams[0].bytes != end {
-		t.Errorf("the gate saw %v up to %s, want one stream from %s to %s", streams, end, first.Start(s.size), last.End(s.size))
+	if len(streams) != 2 || streams[0] != (stream{0x1000, 150}) || streams[1] != (stream{0x1000, 20}) || end != 0x1096 {
+		t.Errorf("the gate saw %v up to %s", streams, end)
 	}
-	g.cut()
-	s.fill(1500)
-	s.awaitSealed(first, s.switchWAL())
-	if streams, _ := g.seen(); len(streams) != 2 {
-		t.Errorf("the gate saw %v", streams)
+	if err := g.count(io.Discard, strings.NewReader("N\xff\xff\xff\xff")); !errors.Is(err, errNotFramed) {
+		t.Errorf("what is no message: %v", err)
 	}
-	r.stop()
 }

@@ -175,6 +175,7 @@ type stored struct {
 	whole map[string]map[segment.Name]bool
 	parts map[string]map[segment.Name][]part
 	tails int
+	last  time.Time // when the last object came
 }
 
 // put notes the object of a path: /bucket/prefix/directory/name.
@@ -182,6 +183,7 @@ func (s *stored) put(path string) {
 	_, key, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	s.last = time.Now()
 	if prefix, name, ok := strings.Cut(key, "/wal_005/"); ok {
 		base, ext, _ := strings.Cut(name, ".")
 		if n, err := segment.ParseName(base); err == nil && !strings.Contains(ext, ".") {
@@ -246,10 +248,32 @@ func (s *stored) end(prefix string, from segment.Name, size segment.Size) (end, 
 	}
 }
 
-func (s *stored) count() int {
+// beyond counts what lies behind the place where that run ends, in segments
+// that come later: a segment that is missing is a hole.
+func (s *stored) beyond(prefix string, from segment.Name, size segment.Size) (whole, tails int) {
+	end, _ := s.end(prefix, from, size)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.tails
+	later := func(n segment.Name) bool { return n.Timeline == from.Timeline && n.Start(size) > end }
+	for n := range s.whole[prefix] {
+		if later(n) {
+			whole++
+		}
+	}
+	for n, parts := range s.parts[prefix] {
+		if later(n) {
+			tails += len(parts)
+		}
+	}
+	return whole, tails
+}
+
+// count returns how many tail objects there are, and when the last object of
+// any kind came.
+func (s *stored) count() (tails int, last time.Time) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.tails, s.last
 }
 
 func TestStoredEnd(t *testing.T) {
@@ -276,6 +300,12 @@ func TestStoredEnd(t *testing.T) {
 		if end, whole := s.end("p/q", first, size); end != step.end || whole != step.whole {
 			t.Errorf("with %s the archive ends at %s, with whole segments at %s; want %s and %s", step.path, end, whole, step.end, step.whole)
 		}
+	}
+	s.put("/b/p/q/wal_005/000000010000000000000008.lz4")
+	s.put("/b/p/q/wal_tail_005/000000010000000000000009/00000000-00000100-0BADCAFE.lz4")
+	s.put("/b/p/q/wal_tail_005/000000020000000000000009/00000000-00000100-0BADCAFE.lz4")
+	if whole, tails := s.beyond("p/q", first, size); whole != 1 || tails != 1 {
+		t.Errorf("behind the hole are %d segments and %d tail objects", whole, tails)
 	}
 }
 

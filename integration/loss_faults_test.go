@@ -3,6 +3,9 @@ package integration
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -83,6 +86,52 @@ func TestLossUnderFaults(t *testing.T) {
 				loseNone(t, all)
 			}
 		})
+	}
+}
+
+// Everything is lost while one whole segment hangs on its way and younger ones
+// are stored: no tail object lies behind the hole. A recovery stops in front
+// of it, unpromoted, until a person says that the archive ends there; then all
+// that was stored before it is there.
+func TestLossInABacklog(t *testing.T) {
+	t.Parallel()
+	d := newDoomed(t)
+	d.beginFresh()
+	st := d.stations[0]
+	d.begin(st)
+	d.begins = d.reserved()
+	d.baseBackup()
+	l := d.ledger(d.random, writing{first: 1, clients: 8})
+	at := d.lsn("SELECT pg_current_wal_insert_lsn()")
+	eventually(t, "the archive to reach "+at.String(), func() bool { return d.shipped() >= at })
+	d.proxy.Inject(s3server.BlackHole, "PUT wal_005", 1)
+	behind := func() (whole int) {
+		whole, _ = d.stored.beyond(d.prefix, d.begins, d.size)
+		return whole
+	}
+	eventually(t, "a younger segment in the archive", func() bool { return behind() > 0 })
+	d.pause(3 * time.Second)
+	killed := d.lose(l)
+	d.proxy.Heal()
+	d.loseSpool(st)
+
+	missing := d.size.Name(1, d.shipped()).String()
+	pg := d.adopt("stops", "recovery.signal")
+	if err := pg.Launch(d.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the recovery to tell of the hole", func() bool {
+		text, err := pg.Log()
+		return err == nil && strings.Contains(text, "hole in the archive: "+missing)
+	})
+	if _, err := os.Stat(filepath.Join(pg.DataDir(), "pg_wal", "00000002.history")); err == nil {
+		t.Error("the server has begun a timeline")
+	}
+	if err := pg.Remove(d.ctx()); err != nil {
+		t.Fatal(err)
+	}
+	if o := d.settle(l, killed); !o.hole {
+		t.Error("there was no hole")
 	}
 }
 
