@@ -1,6 +1,7 @@
 package s3server
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -225,7 +226,9 @@ func refuse(w http.ResponseWriter, status int, code, message string) {
 
 // pass sends the request to the server and the answer back.
 func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, fault Fault) {
-	out, err := http.NewRequestWithContext(r.Context(), r.Method, p.target+r.URL.RequestURI(), r.Body)
+	// A client that goes away when it has sent everything takes nothing back:
+	// what the server answers is seen all the same.
+	out, err := http.NewRequestWithContext(context.WithoutCancel(r.Context()), r.Method, p.target+r.URL.RequestURI(), r.Body)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -3,6 +3,7 @@ package s3server_test
 import (
 	"errors"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -235,6 +236,49 @@ func TestProxyWatch(t *testing.T) {
 	}
 	if got, want := strings.Join(all, ", "), "PUT /b/wal_005/k0 OK, PUT /b/wal_005/k3 OK"; got != want {
 		t.Errorf("it was told of %s, want %s", got, want)
+	}
+}
+
+// TestProxyClientGoesAway: what a client has sent whole is done, and known,
+// though it does not wait for the answer; what it has not is not.
+func TestProxyClientGoesAway(t *testing.T) {
+	came, answer := make(chan string, 4), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := io.ReadAll(r.Body); err == nil {
+			came <- r.URL.Path
+			select {
+			case <-answer:
+			case <-r.Context().Done():
+				t.Error("the server was told that the client is gone")
+			}
+		}
+	}))
+	t.Cleanup(server.Close)
+	p := s3server.NewProxy(t, server.URL)
+	seen := make(chan string, 4)
+	p.Watch(func(r *http.Request, status int) { seen <- r.URL.Path })
+	for _, length := range []string{"8", "4"} {
+		c, err := net.Dial("tcp", strings.TrimPrefix(p.URL, "http://"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.WriteString(c, "PUT /b/"+length+" HTTP/1.1\r\nHost: h\r\nContent-Length: "+length+"\r\n\r\nbody"); err != nil {
+			t.Fatal(err)
+		}
+		if length == "4" {
+			<-came
+		}
+		if err := c.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	time.Sleep(100 * time.Millisecond) // for the proxy to notice
+	close(answer)
+	if got := <-seen; got != "/b/4" {
+		t.Errorf("the server has answered for %s", got)
+	}
+	if len(seen)+len(came) > 0 {
+		t.Error("the server has got what was not sent whole")
 	}
 }
 
