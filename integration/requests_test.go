@@ -26,12 +26,14 @@ import (
 type keeping struct {
 	name string
 	args []string
+	full int // seconds that are counted in a full run
 }
 
 func keepings() []keeping {
 	return []keeping{
-		{"spool", nil},
-		{"archive", []string{"--ack", "archive"}},
+		{"spool", nil, 60},
+		{"archive", []string{"--ack", "archive"}, 20},
+		{"no spool", []string{"--spool", "none"}, 20},
 	}
 }
 
@@ -179,7 +181,7 @@ func (s *scene) trickle(every time.Duration) (stop func() int) {
 }
 
 // window is how long is counted.
-func window() time.Duration { return time.Duration(rounds(8, 60)) * time.Second }
+func (k keeping) window() time.Duration { return time.Duration(rounds(8, k.full)) * time.Second }
 
 // receiving is a bucket scene whose receiver streams, with a table.
 func receiving(t *testing.T, args ...string) (*bucketScene, *process) {
@@ -196,7 +198,8 @@ func receiving(t *testing.T, args ...string) (*bucketScene, *process) {
 // writes one record of running transactions up to 15 s after its last other
 // one, and no more: BackgroundWriterMain in bgwriter.c. The LSN tells.)
 func TestRequestsIdle(t *testing.T) {
-	waits := keeping{"commits wait", []string{"--ack", "archive", "--synchronous", "on"}}
+	t.Parallel()
+	waits := keeping{"commits wait", []string{"--ack", "archive", "--synchronous", "on"}, 20}
 	for _, k := range append(keepings(), waits) {
 		t.Run(k.name, func(t *testing.T) {
 			t.Parallel()
@@ -204,14 +207,14 @@ func TestRequestsIdle(t *testing.T) {
 			s.fill(50)
 			s.awaitShipped()
 			t.Logf("until the first WAL was shipped: %v", s.proxy.Counts())
-			s.idle()
+			s.idle(k.window())
 			r.stop()
 			s.proxy.ResetCounts()
 			r = s.ferry(nil, append([]string{"receive"}, k.args...)...)
 			r.awaitLog("streaming")
 			s.settle()
 			t.Logf("a start: %v", s.proxy.Counts())
-			s.idle()
+			s.idle(k.window() / 2)
 			r.stop()
 		})
 	}
@@ -231,11 +234,11 @@ func (s *bucketScene) settle() {
 }
 
 // idle counts until there was a window without WAL, and wants no request in it.
-func (s *bucketScene) idle() {
+func (s *bucketScene) idle(window time.Duration) {
 	t := s.t
 	t.Helper()
 	for range 5 {
-		c := s.count(func() { time.Sleep(window()) })
+		c := s.count(func() { time.Sleep(window) })
 		t.Log(c)
 		c.wants(t)
 		if c.to == c.from {
@@ -255,6 +258,7 @@ func (s *bucketScene) idle() {
 // at most, and one in 32 more that merges them; a PUT for each, and for each
 // whole segment, and nothing else.
 func TestRequestsBusy(t *testing.T) {
+	t.Parallel()
 	for i, k := range keepings() {
 		for j, interval := range []time.Duration{time.Second, 200 * time.Millisecond} {
 			if !theLab.full && i%2 != j%2 {
@@ -266,7 +270,7 @@ func TestRequestsBusy(t *testing.T) {
 				commits := 0
 				c := s.count(func() {
 					stop := s.trickle(20 * time.Millisecond)
-					time.Sleep(window())
+					time.Sleep(k.window())
 					commits = stop()
 					s.awaitShipped()
 				})
@@ -295,9 +299,9 @@ func TestRequestsWithoutTails(t *testing.T) {
 	s.awaitSealed(first, s.switchWAL())
 	c := s.countFrom(first.Start(s.size), func() {
 		stop := s.trickle(20 * time.Millisecond)
-		time.Sleep(window() / 4)
+		time.Sleep(2 * time.Second)
 		s.awaitSealed(first, s.switchWAL())
-		time.Sleep(window() / 4)
+		time.Sleep(2 * time.Second)
 		if stop() == 0 {
 			t.Error("nothing was committed")
 		}
