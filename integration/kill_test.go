@@ -56,8 +56,13 @@ func TestKillRounds(t *testing.T) {
 	before := s.restartLSN()
 	n := rounds(3, 200)
 	for round := range n {
-		// No other clock decides at which instruction it is hit.
+		// No other clock decides at which instruction it is hit. How far it gets
+		// in such a time hangs on the machine, so that some kills wait until it is
+		// at its work.
 		pause := func() { time.Sleep(time.Duration(random.Int64N(int64(450 * time.Millisecond)))) }
+		if random.IntN(3) == 0 {
+			eventually(t, "restart_lsn to move", func() bool { return !r.running() || s.restartLSN() > before })
+		}
 		pause()
 		// Without its storage it tells the server what the spool holds. (A
 		// start without it is refused.)
