@@ -1,6 +1,7 @@
 package receiver
 
 import (
+	"bytes"
 	"errors"
 	"strings"
 	"testing"
@@ -331,4 +332,37 @@ func TestNamesStandby(t *testing.T) {
 			t.Errorf("%q: %v", setting, got)
 		}
 	}
+}
+
+// TestAnotherReceiverIsAhead: between the server's answer where its WAL ends
+// and the archive's answer where that ends, another receiver ships more. That is
+// no server that was set back.
+func TestAnotherReceiverIsAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.srv.FillTo(2*mb + 5000)
+		w.run(time.Second)
+		w.dir = t.TempDir() // the disk is lost
+		ahead := false
+		w.archive.asked = func() { // behind IDENTIFY_SYSTEM, in front of RunEnd
+			if ahead {
+				return
+			}
+			ahead = true
+			w.srv.FillTo(4*mb + 5000)
+			for at := segment.LSN(2 * mb); at < 4*mb; at += mb {
+				w.archive.segments[segment.MinSize.Name(1, at)] = bytes.Clone(w.srv.WAL().Bytes(1, at, at+mb))
+			}
+		}
+		w.run(30 * time.Second)
+		if !ahead {
+			t.Fatal("the archive was not asked")
+		}
+		w.srv.FillTo(5*mb + 5000)
+		w.run(30 * time.Second)
+		if got := w.checkArchive(1); got != 5*mb {
+			t.Errorf("the archive ends at %s", got)
+		}
+		w.checkStatuses()
+	})
 }

@@ -61,6 +61,9 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.resolve(ctx, conn, srv, &slot); err != nil {
 		return err
 	}
+	if err := r.lookAgain(ctx, conn, &srv); err != nil {
+		return err
+	}
 	if err := r.checkContinuity(srv); err != nil {
 		return err
 	}
@@ -245,6 +248,25 @@ func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s s
 		r.uploader.Switch(a.Timeline, a.At, child)
 	}
 	r.history = h
+	return nil
+}
+
+// lookAgain asks the server once more where its WAL ends, when that was before
+// what we hold: the archive was read behind the first answer, and another
+// receiver may have shipped more meanwhile.
+func (r *Receiver) lookAgain(ctx context.Context, conn *replication.Conn, s *server) error {
+	if r.fresh || r.pos.Timeline < s.system.Timeline || r.pos.Timeline == s.system.Timeline && r.pos.LSN <= s.system.Flush {
+		return nil
+	}
+	now, err := conn.IdentifySystem(ctx)
+	if err != nil {
+		return err
+	}
+	if now.Timeline != s.system.Timeline {
+		return fmt.Errorf("the server went on to timeline %d meanwhile: %w", now.Timeline, errNextStart)
+	}
+	s.system.Flush = now.Flush
+	r.server = max(r.server, now.Flush)
 	return nil
 }
 
