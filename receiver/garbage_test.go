@@ -228,7 +228,57 @@ func (w *world) checkHeld() {
 	}
 }
 
-// TestWALThatIsNone: bytes in their right place that are no WAL are the
+// headed gives bytes from an LSN on the page headers that belong there.
+func headed(at segment.LSN, data []byte) []byte {
+	le := binary.LittleEndian
+	for page := (at + pageSize - 1) &^ (pageSize - 1); int(page-at)+24 <= len(data); page += pageSize {
+		h := data[page-at:]
+		clear(h[:24])
+		le.PutUint16(h, 0xD110)
+		le.PutUint32(h[4:], 1)
+		le.PutUint64(h[8:], uint64(page))
+	}
+	return data
+}
+
+// TestPagesOfAnotherPlace: a standby that has replayed a segment switch sends
+// what its file holds behind it, and that may be what a recycled file held
+// before. Nothing of it is kept, and soon the server sends what belongs there.
+func TestPagesOfAnotherPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		good := w.srv.FillTo(2*mb + 5*pageSize)
+		good &^= pageSize - 1
+		w.srv.Script(func(ws *fakepg.Walsender) error {
+			stale := w.srv.WAL().Bytes(1, mb+5*pageSize, mb+13*pageSize)
+			if err := errors.Join(ws.Send(good), ws.Raw(walAt(good, stale))); err != nil {
+				return err
+			}
+			for {
+				if _, err := ws.Status(); err != nil {
+					return err
+				}
+			}
+		})
+		end, _ := w.start(0)
+		time.Sleep(12 * time.Second)
+		w.checkHeld()
+		w.srv.FillTo(3*mb + 5000)
+		time.Sleep(30 * time.Second)
+		if n := w.told("nothing of it was kept: page at " + good.String()); n != 1 {
+			t.Errorf("it is told %d times that the server sent another page", n)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+		if got := w.checkArchive(1); got != 3*mb {
+			t.Errorf("the archive ends at %s", got)
+		}
+		w.checkStatuses()
+	})
+}
+
+// TestWALThatIsNone: pages in their right place that hold no WAL are the
 // server's own word, and stored as such. When it takes that back, nobody
 // decides for a person which was right; and a new start believes nothing of it
 // that no record vouches for.
@@ -240,7 +290,7 @@ func TestWALThatIsNone(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
 				good := w.srv.FillTo(2*mb + 5000)
 				w.srv.Script(func(ws *fakepg.Walsender) error {
-					if err := errors.Join(ws.Send(good), ws.Raw(walAt(good, bytesOf(random, 100_000)))); err != nil {
+					if err := errors.Join(ws.Send(good), ws.Raw(walAt(good, headed(good, bytesOf(random, 100_000))))); err != nil {
 						return err
 					}
 					for {

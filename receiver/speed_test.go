@@ -1,6 +1,7 @@
 package receiver
 
 import (
+	"encoding/binary"
 	"errors"
 	"testing"
 
@@ -16,7 +17,8 @@ type hotPath struct {
 	sp    *spool.Spool
 	st    *streaming
 	batch replication.Batch
-	data  []byte
+	data  []byte // of all messages of a batch, one behind the other
+	size  int    // of one message
 }
 
 // newHotPath takes batches of count messages of size bytes.
@@ -37,7 +39,7 @@ func newHotPath(tb testing.TB, count, size int) *hotPath {
 	r := New(sp, nil, nil, Options{})
 	r.size = segment.DefaultSize
 	r.pos = segment.Position{Timeline: 1, LSN: segment.LSN(segment.DefaultSize)}
-	h := &hotPath{tb: tb, sp: sp, data: make([]byte, size),
+	h := &hotPath{tb: tb, sp: sp, data: make([]byte, count*size), size: size,
 		st: &streaming{r: r, cursor: r.pos.LSN, flows: true, disk: &syncer{}}}
 	h.batch.Messages = make([]replication.Message, count)
 	return h
@@ -46,9 +48,10 @@ func newHotPath(tb testing.TB, count, size int) *hotPath {
 // take works on one batch that goes on where the last one ended.
 func (h *hotPath) take() {
 	at := h.st.cursor
+	h.head(at)
 	for i := range h.batch.Messages {
-		end := at + segment.LSN(len(h.data))
-		h.batch.Messages[i] = replication.Message{Kind: replication.WALData, Start: at, ServerEnd: end, Data: h.data}
+		end := at + segment.LSN(h.size)
+		h.batch.Messages[i] = replication.Message{Kind: replication.WALData, Start: at, ServerEnd: end, Data: h.data[i*h.size:][:h.size]}
 		at = end
 	}
 	h.st.batch, h.st.message, h.st.rest = &h.batch, 0, nil
@@ -57,6 +60,31 @@ func (h *hotPath) take() {
 		h.tb.Fatalf("consume: done %v, paused %v, %v", done, h.st.batch != nil, err)
 	}
 	h.batch.Messages = messages // given back, and ours again
+}
+
+// head puts the headers of pages into the data that begins at an LSN.
+func (h *hotPath) head(at segment.LSN) {
+	le := binary.LittleEndian
+	clear(h.data[:min(len(h.data), 2*pageSize)])
+	for place := -int(at % pageSize); place < len(h.data); place += pageSize {
+		var header [40]byte
+		page := at + segment.LSN(place)
+		le.PutUint16(header[0:], 0xD110)
+		le.PutUint32(header[4:], 1)
+		le.PutUint64(header[8:], uint64(page))
+		if segment.DefaultSize.Offset(page) == 0 {
+			header[2] = 2 // XLP_LONG_HEADER
+			le.PutUint32(header[32:], uint32(segment.DefaultSize))
+			le.PutUint32(header[36:], pageSize)
+		}
+		n := 24
+		if header[2] != 0 {
+			n = 40
+		}
+		for i := max(0, -place); i < n && place+i < len(h.data); i++ {
+			h.data[place+i] = header[i]
+		}
+	}
 }
 
 // clear does what syncer and uploader do with segments that are whole.

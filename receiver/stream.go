@@ -46,9 +46,10 @@ type streaming struct {
 	s      *replication.Stream
 	disk   *syncer
 	srv    server
-	cursor segment.LSN // next byte expected from the server
-	page   tailPage    // what is expected before the boundary; no bytes when nothing is compared
-	behind *lastRecord // what the first record must follow, when no page could be compared
+	cursor segment.LSN          // next byte expected from the server
+	page   tailPage             // what is expected before the boundary; no bytes when nothing is compared
+	behind *lastRecord          // what the first record must follow, when no page could be compared
+	pages  *segment.PageChecker // of the open segment
 
 	batch   *replication.Batch // being worked on
 	message int                // index of the message in it
@@ -248,6 +249,15 @@ func (st *streaming) take() (paused bool, err error) {
 		}
 	}
 	n := min(len(st.rest), int(r.seg.Name().End(r.size)-st.cursor))
+	// A standby may send what was never WAL of this place: when it has
+	// replayed a segment switch it takes the segment for complete, and sends
+	// what its file holds behind, also where the file is a recycled one whose
+	// rest its own receiver has not overwritten yet (PostgreSQL:
+	// GetStandbyFlushRecPtr in src/backend/replication/walsender.c). Nothing of
+	// it may be kept: once it is overwritten the server sends something else.
+	if _, err := st.pages.Write(st.rest[:n]); err != nil {
+		return false, fmt.Errorf("the server sent what is not WAL of this place, and nothing of it was kept: %w", err)
+	}
 	if err := st.store(st.rest[:n]); err != nil {
 		return false, err
 	}
@@ -322,6 +332,7 @@ func (st *streaming) open() (paused bool, err error) {
 		}
 	}
 	r.seg = g
+	st.pages = segment.NewPageChecker(segment.PageRules{Name: n, Size: r.size, SystemIdentifier: r.system})
 	return false, nil
 }
 
