@@ -50,14 +50,15 @@ func TestWALWithAHoleIsRefused(t *testing.T) {
 		w.srv.FillTo(4 * mb)
 		left := false
 		w.srv.Script(func(ws *fakepg.Walsender) error {
-			if err := ws.Send(2*mb + 8192); err != nil {
+			// Within a page: no page's header tells that some of it is missing.
+			if err := ws.Send(2*mb + 8192 + 2000); err != nil {
 				return err
 			}
-			at := 2*mb + 3*segment.LSN(8192)
-			if err := ws.SendWAL(at, w.srv.WAL().Bytes(1, at, at+8192)); err != nil {
+			at := 2*mb + segment.LSN(8192+3000)
+			if err := ws.SendWAL(at, w.srv.WAL().Bytes(1, at, at+1000)); err != nil {
 				return err
 			}
-			ws.Sent = at + 8192
+			ws.Sent = at + 1000
 			err := ws.Stream()
 			left = err != nil
 			return err
