@@ -88,6 +88,16 @@ type Store interface {
 	// reaches behind the object's end is an error. Info.Size is the object's.
 	GetRange(ctx context.Context, key string, offset, length int64) (io.ReadCloser, Info, error)
 
+	// BeginUpload begins to store an object in parts under key.
+	BeginUpload(ctx context.Context, key string) (Upload, error)
+
+	// AbortUploads gives up the uploads of keys that begin with prefix and that
+	// were begun before the given moment by the store's clock: those that dead
+	// processes left. It says how many, also with an error. ErrDenied where that
+	// is not allowed. A store whose uploads carry no key gives up none here, and
+	// sweeps them by itself.
+	AbortUploads(ctx context.Context, prefix string, before time.Time) (int, error)
+
 	// List yields the objects in bytewise order of their keys. An error ends
 	// the sequence. An empty listing of a store that is not there is
 	// ErrNoStore.

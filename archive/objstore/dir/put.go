@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"io"
 	"io/fs"
 	"math/rand/v2"
 	"os"
@@ -44,6 +45,11 @@ func wrap(op, key string, err error) error {
 
 // put writes body to a temporary file and has place give it its name.
 func (s *Store) put(ctx context.Context, key string, body objstore.Body, place func(temp, key string) error) error {
+	return s.inside(ctx, key, func() error { return s.putInside(ctx, key, body, place) })
+}
+
+// inside runs what writes an object of that key, while the root is held open.
+func (s *Store) inside(ctx context.Context, key string, write func() error) error {
 	if err := checkWritable(key); err != nil {
 		return err
 	}
@@ -54,7 +60,7 @@ func (s *Store) put(ctx context.Context, key string, body objstore.Body, place f
 	if err != nil {
 		return err
 	}
-	err = s.putInside(ctx, key, body, place)
+	err = write()
 	if noSuchFile(err) {
 		if gone := s.check(); gone != nil {
 			err = gone // unmounted in its middle
@@ -67,10 +73,9 @@ func (s *Store) put(ctx context.Context, key string, body objstore.Body, place f
 }
 
 func (s *Store) putInside(ctx context.Context, key string, body objstore.Body, place func(temp, key string) error) error {
-	if err := s.makeDir(tempFolder); err != nil {
+	if err := s.prepareTemp(); err != nil {
 		return err
 	}
-	s.sweep.Do(func() { s.removeStale(time.Now()) })
 	temp, err := s.writeTemp(ctx, body)
 	if err != nil {
 		return err
@@ -82,6 +87,20 @@ func (s *Store) putInside(ctx context.Context, key string, body objstore.Body, p
 		return fmt.Errorf("remove the temporary file: %w", rerr)
 	}
 	return err
+}
+
+// prepareTemp makes the folder of temporary files, and sweeps it once.
+func (s *Store) prepareTemp() error {
+	if err := s.makeDir(tempFolder); err != nil {
+		return err
+	}
+	s.sweep.Do(func() { s.removeStale(time.Now()) })
+	return nil
+}
+
+func (s *Store) createTemp() (*os.File, error) {
+	name := filepath.Join(s.file(tempFolder), fmt.Sprintf("%d-%016x", os.Getpid(), rand.Uint64()))
+	return os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, filePerm)
 }
 
 func checkWritable(key string) error {
@@ -97,12 +116,16 @@ func checkWritable(key string) error {
 // writeTemp writes body to a new temporary file and syncs it. The file is
 // removed again on an error.
 func (s *Store) writeTemp(ctx context.Context, body objstore.Body) (string, error) {
-	name := filepath.Join(s.file(tempFolder), fmt.Sprintf("%d-%016x", os.Getpid(), rand.Uint64()))
-	f, err := os.OpenFile(name, os.O_WRONLY|os.O_CREATE|os.O_EXCL, filePerm)
+	f, err := s.createTemp()
 	if err != nil {
 		return "", err
 	}
-	if err := fill(ctx, f, body); err != nil {
+	name := f.Name()
+	err = copyBody(ctx, f, body)
+	if err == nil {
+		err = f.Sync()
+	}
+	if err != nil {
 		return "", errors.Join(err, f.Close(), os.Remove(name))
 	}
 	if err := f.Close(); err != nil {
@@ -111,9 +134,9 @@ func (s *Store) writeTemp(ctx context.Context, body objstore.Body) (string, erro
 	return name, nil
 }
 
-// fill writes the bytes of body, durably, and checks that they are what body
-// says they are: the last moment at which a mix-up of buffers can be noticed.
-func fill(ctx context.Context, f *os.File, body objstore.Body) error {
+// copyBody writes the bytes of body, and checks that they are what body says
+// they are: the last moment at which a mix-up of buffers can be noticed.
+func copyBody(ctx context.Context, w io.Writer, body objstore.Body) error {
 	var (
 		table = crc32.MakeTable(crc32.Castagnoli)
 		crc   uint32
@@ -128,7 +151,7 @@ func fill(ctx context.Context, f *os.File, body objstore.Body) error {
 			return fmt.Errorf("read the body: %w", err)
 		}
 		crc = crc32.Update(crc, table, part)
-		if _, err := f.Write(part); err != nil {
+		if _, err := w.Write(part); err != nil {
 			return err
 		}
 		at += int64(len(part))
@@ -136,7 +159,7 @@ func fill(ctx context.Context, f *os.File, body objstore.Body) error {
 	if crc != body.CRC32C() {
 		return fmt.Errorf("the body has checksum %08X, not %08X as it says", crc, body.CRC32C())
 	}
-	return f.Sync()
+	return nil
 }
 
 // link names the temporary file key unless something has the name, and makes

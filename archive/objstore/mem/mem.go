@@ -21,7 +21,7 @@ import (
 // Op names a call of the store.
 type Op string
 
-// The calls of objstore.Store.
+// The calls of objstore.Store and of its uploads.
 const (
 	PutIfAbsent Op = "put-if-absent"
 	Put         Op = "put"
@@ -29,6 +29,12 @@ const (
 	GetRange    Op = "get-range"
 	List        Op = "list" // its key is the prefix
 	Delete      Op = "delete"
+
+	BeginUpload    Op = "begin-upload"
+	UploadPart     Op = "upload-part"
+	CompleteUpload Op = "complete-upload"
+	AbortUpload    Op = "abort-upload"
+	AbortUploads   Op = "abort-uploads" // its key is the prefix
 )
 
 // Options make a store misbehave. The hooks run in the caller's goroutine,
@@ -54,6 +60,7 @@ type Store struct {
 
 	mu      sync.RWMutex
 	objects map[string]object // guarded by mu
+	uploads map[*upload]bool  // under way; guarded by mu
 }
 
 type object struct {
@@ -69,7 +76,7 @@ func New() *Store { return NewWith(Options{}) }
 
 // NewWith makes an empty store that behaves as o says.
 func NewWith(o Options) *Store {
-	return &Store{o: o, objects: map[string]object{}}
+	return &Store{o: o, objects: map[string]object{}, uploads: map[*upload]bool{}}
 }
 
 // String names the store.
@@ -109,13 +116,9 @@ func (s *Store) put(ctx context.Context, op Op, key string, body objstore.Body) 
 	if err := s.before(ctx, op, key); err != nil {
 		return err
 	}
-	data := make([]byte, body.Size())
-	if n, err := body.ReadAt(data, 0); n < len(data) {
-		return fmt.Errorf("%s %s: read the body: %w", op, key, err)
-	}
-	crc := crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
-	if crc != body.CRC32C() {
-		return fmt.Errorf("%s %s: the body has checksum %08X, not %08X as it says", op, key, crc, body.CRC32C())
+	data, crc, err := read(body)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", op, key, err)
 	}
 	s.mu.Lock()
 	_, taken := s.objects[key]
@@ -127,6 +130,19 @@ func (s *Store) put(ctx context.Context, op Op, key string, body objstore.Body) 
 		return fmt.Errorf("%s %s: %w", op, key, objstore.ErrExists)
 	}
 	return s.after(ctx, op, key)
+}
+
+// read takes a copy of body's bytes, which must have the checksum that it says.
+func read(body objstore.Body) (data []byte, crc uint32, err error) {
+	data = make([]byte, body.Size())
+	if n, err := body.ReadAt(data, 0); n < len(data) {
+		return nil, 0, fmt.Errorf("read the body: %w", err)
+	}
+	crc = crc32.Checksum(data, crc32.MakeTable(crc32.Castagnoli))
+	if crc != body.CRC32C() {
+		return nil, 0, fmt.Errorf("the body has checksum %08X, not %08X as it says", crc, body.CRC32C())
+	}
+	return data, crc, nil
 }
 
 // Get implements objstore.Store.
