@@ -343,8 +343,8 @@ func FuzzSentinelKey(f *testing.F) {
 	f.Add("basebackups_005/base_000000010000000000000002_00000028_backup_stop_sentinel.json")
 	f.Add("basebackups_005/base_000000010000000000000004_D_000000010000000000000002_backup_stop_sentinel.json")
 	f.Fuzz(func(t *testing.T, key string) {
-		n, ok := sentinelSegment(key)
-		if ok && (!strings.HasPrefix(key, "basebackups_005/base_"+n.String()) || !strings.HasSuffix(key, sentinelSuffix)) {
+		n, ok := sentinelName(key)
+		if ok && (n.sentinelKey() != key || !strings.HasPrefix(n.String(), "base_"+n.Segment().String())) {
 			t.Fatalf("%q -> %s", key, n)
 		}
 	})

@@ -54,11 +54,11 @@ func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
 	if o.Identity, _, err = a.Recognise(ctx); err != nil {
 		return Overview{}, err
 	}
-	if o.Timelines, err = a.timelines(ctx); err != nil || len(o.Timelines) == 0 {
+	if o.Timelines, err = a.Timelines(ctx); err != nil || len(o.Timelines) == 0 {
 		return o, err
 	}
-	newest := o.Timelines[len(o.Timelines)-1]
-	if o.History, o.HistoryErr, err = a.historyOf(ctx, newest.Timeline); err != nil {
+	latest := o.Timelines[len(o.Timelines)-1]
+	if o.History, o.HistoryErr, err = a.historyOf(ctx, latest.Timeline); err != nil {
 		return Overview{}, err
 	}
 	size := o.Identity.SegmentSize
@@ -82,11 +82,36 @@ func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
 	} else if end, ok, err = a.firstTail(ctx, o.History, size); err != nil || !ok {
 		return o, err
 	}
-	return o, a.reach(ctx, &o, end.LSN)
+	if o.Sealed.LSN != 0 {
+		last := o.Sealed.LSN - segment.LSN(size)
+		// A segment is whole on the timeline that owns its last byte.
+		sealed, err := a.objects(ctx, size.Name(o.History.Owner(o.Sealed.LSN-1), last))
+		if err != nil {
+			return o, err
+		}
+		o.Last = newest(o.Last, sealed...)
+	}
+	reach, object, err := a.reach(ctx, o.History, size, end.LSN)
+	if err != nil || reach.LSN == 0 {
+		return o, err
+	}
+	o.Reach, o.Last = reach, newest(o.Last, object)
+	return o, nil
 }
 
-// timelines finds the timelines, ascending, without listing their WAL.
-func (a *Archive) timelines(ctx context.Context) ([]FoundTimeline, error) {
+// NewestTimeline returns the highest timeline that the archive knows of: its
+// history or WAL of it is there. 0 when there is none.
+func (a *Archive) NewestTimeline(ctx context.Context) (segment.Timeline, error) {
+	all, err := a.Timelines(ctx)
+	if err != nil || len(all) == 0 {
+		return 0, err
+	}
+	return all[len(all)-1].Timeline, nil
+}
+
+// Timelines returns the timelines that the archive knows of, ascending, without
+// listing their WAL: two LISTs or three for each.
+func (a *Archive) Timelines(ctx context.Context) ([]FoundTimeline, error) {
 	var all []FoundTimeline
 	startAfter := walDir
 	for {
@@ -171,25 +196,40 @@ func isHistoryKey(key string) bool {
 	return err == nil && codec.CanRead(key[end:])
 }
 
-// historyOf returns what timeline t descends from. unknown is why the archive
-// does not say; err is the store's failure.
-func (a *Archive) historyOf(ctx context.Context, t segment.Timeline) (h segment.History, unknown, err error) {
-	h = segment.History{Timeline: t}
+// ErrHistory: a timeline's history file is there and cannot be understood.
+var ErrHistory = errors.New("invalid timeline history")
+
+// HistoryOf returns what timeline t descends from, as its history file in the
+// archive says; timeline 1 has none, and needs none. ErrNotFound: there is no
+// file, in no form. codec.ErrDamaged: it cannot be decoded. ErrHistory: it
+// cannot be understood. With these three the history returned is t without
+// ancestors; every other error is the store's.
+func (a *Archive) HistoryOf(ctx context.Context, t segment.Timeline) (segment.History, error) {
+	h := segment.History{Timeline: t}
 	if t == 1 {
-		return h, nil, nil
+		return h, nil
 	}
 	content, err := a.History(ctx, t)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, codec.ErrDamaged) {
-		return h, err, nil
-	}
 	if err != nil {
-		return h, nil, err
+		return h, err
 	}
-	parsed, unknown := segment.ParseHistory(t, content)
-	if unknown != nil {
-		return h, unknown, nil
+	parsed, err := segment.ParseHistory(t, content)
+	if err != nil {
+		return h, fmt.Errorf("%w: %w", ErrHistory, err)
 	}
-	return parsed, nil, nil
+	return parsed, nil
+}
+
+// historyOf is HistoryOf with two errors: unknown is why the archive does not
+// say; err is the store's failure.
+func (a *Archive) historyOf(ctx context.Context, t segment.Timeline) (h segment.History, unknown, err error) {
+	h, err = a.HistoryOf(ctx, t)
+	for _, known := range []error{ErrNotFound, codec.ErrDamaged, ErrHistory} {
+		if errors.Is(err, known) {
+			return h, err, nil
+		}
+	}
+	return h, nil, err
 }
 
 // firstTail returns the beginning of the first segment along h that has a tail
@@ -209,27 +249,18 @@ func (a *Archive) firstTail(ctx context.Context, h segment.History, size segment
 	return segment.Position{}, false, nil
 }
 
-// reach moves o.Reach from the start of a segment over what there is of it and
-// of those behind it, and finds the newest object.
-func (a *Archive) reach(ctx context.Context, o *Overview, start segment.LSN) error {
-	size := o.Identity.SegmentSize
-	if o.Sealed.LSN != 0 {
-		last := o.Sealed.LSN - segment.LSN(size)
-		// A segment is whole on the timeline that owns its last byte.
-		sealed, err := a.objects(ctx, size.Name(o.History.Owner(o.Sealed.LSN-1), last))
-		if err != nil {
-			return err
-		}
-		o.Last = newest(o.Last, sealed...)
-	}
+// reach returns up to where a restore along h gets by what there is of the
+// segment that begins at start, which is not whole, and of those behind it. Zero:
+// there is nothing. last is the newest object that counts.
+func (a *Archive) reach(ctx context.Context, h segment.History, size segment.Size, start segment.LSN) (end segment.Position, last objstore.Info, err error) {
 	for ; ; start += segment.LSN(size) {
-		end, last, err := a.unfinished(ctx, o.History, size, start)
-		if err != nil || end.LSN == 0 {
-			return err
+		to, object, err := a.unfinished(ctx, h, size, start)
+		if err != nil || to.LSN == 0 {
+			return end, last, err
 		}
-		o.Reach, o.Last = end, newest(o.Last, last)
+		end, last = to, newest(last, object)
 		if end.LSN < start+segment.LSN(size) {
-			return nil
+			return end, last, nil
 		}
 	}
 }

@@ -49,6 +49,32 @@ func (a *Archive) RunEnd(ctx context.Context, h segment.History, size segment.Si
 	return segment.Position{Timeline: h.Owner(lsn), LSN: lsn}, true, nil
 }
 
+// ReachFrom tells how far WAL reaches along h without a gap, from the segment
+// that holds from on, by names alone: no segment is read. sealed counts whole
+// segments, as RunEnd does; reach is where a restore gets, with what tail objects
+// and partials add. When the very first segment is missing, sealed is its start;
+// when nothing at all is there of it, reach is, too.
+func (a *Archive) ReachFrom(ctx context.Context, h segment.History, size segment.Size, from segment.LSN) (sealed, reach segment.Position, err error) {
+	if err := size.Check(); err != nil {
+		return segment.Position{}, segment.Position{}, err
+	}
+	what := "finding how far WAL reaches from " + from.String()
+	number, err := a.firstMissing(ctx, stretches(h, size), size, uint64(from)/uint64(size))
+	if err != nil {
+		return segment.Position{}, segment.Position{}, wrap(what, err)
+	}
+	lsn := segment.LSN(number * uint64(size))
+	sealed = segment.Position{Timeline: h.Owner(lsn), LSN: lsn}
+	reach, _, err = a.reach(ctx, h, size, lsn)
+	if err != nil {
+		return segment.Position{}, segment.Position{}, wrap(what, err)
+	}
+	if reach.LSN == 0 {
+		reach = sealed
+	}
+	return sealed, reach, nil
+}
+
 func wrap(what string, err error) error {
 	if err == nil {
 		return nil
@@ -58,12 +84,12 @@ func wrap(what string, err error) error {
 
 // runStart returns the number of a segment from which on none may be missing.
 func (a *Archive) runStart(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (number uint64, ok bool, err error) {
-	base, ok, err := a.newestBase(ctx, h, size)
+	start, ok, err := a.newestBase(ctx, h, size)
 	if err != nil {
 		return 0, false, err
 	}
 	if ok {
-		return uint64(base.start) / uint64(size), true, nil
+		return uint64(start) / uint64(size), true, nil
 	}
 	all := stretches(h, size)
 	upTo := uint64(near)/uint64(size) + 1

@@ -31,18 +31,18 @@ type pageContent struct {
 // pick finds. errEmpty when there is nothing at all.
 func (a *Archive) survey(ctx context.Context, pick func(context.Context) (string, bool, error)) (survey, error) {
 	var s survey
-	backups, err := a.bases(ctx)
+	backups, err := a.byStart(ctx)
 	if err != nil {
 		return survey{}, err
 	}
 	if n := len(backups); n > 0 {
 		newest := backups[n-1]
-		found, err := a.readSentinel(ctx, newest.key)
+		found, err := a.readSentinel(ctx, newest)
 		switch {
-		case err == nil && found.SystemIdentifier != nil:
-			s.sentinel = *found.SystemIdentifier
-		case err == nil, errors.Is(err, errSentinel), errors.Is(err, objstore.ErrNotFound):
-			a.log.Warn("the newest base backup's sentinel does not say whose it is", "key", newest.key)
+		case err == nil && found.SystemIdentifier != 0:
+			s.sentinel = found.SystemIdentifier
+		case err == nil, errors.Is(err, ErrSentinel), errors.Is(err, ErrNotFound):
+			a.log.Warn("the newest base backup's sentinel does not say whose it is", "key", newest.sentinelKey())
 		default:
 			return survey{}, err
 		}
