@@ -29,7 +29,9 @@ type Upload interface {
 	// time of Complete), which begins at offset at (bytes) of the object and has
 	// at least one byte, at most MaxPart; every part but the last has MinPart at
 	// least. On nil the store has it whole, with the checksum verified where it
-	// can; it need not be durable before Complete.
+	// can; it need not be durable before Complete. On an error the part has to be
+	// put again before Complete, also one that was there before. Parts that
+	// overlap are an error of Part or of Complete.
 	Part(ctx context.Context, number int, at int64, body Body) error
 
 	// Complete makes the object from its parts. On nil it is durable and

@@ -230,7 +230,7 @@ func (s *Server) SetPolicy(t testing.TB, bucket string, u User, actions ...strin
 	var statements []statement
 	for _, action := range actions {
 		resource := "arn:aws:s3:::" + bucket
-		if strings.HasSuffix(action, "Object") {
+		if strings.HasSuffix(action, "Object") || action == "s3:AbortMultipartUpload" {
 			resource += "/*"
 		}
 		statements = append(statements, statement{"Allow", u.AccessKey, resource, []string{action}})

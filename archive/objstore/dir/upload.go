@@ -20,10 +20,11 @@ type upload struct {
 	key   string
 	temp  string // path of the file
 
-	mu    sync.Mutex
-	parts map[int]objstore.Extent // guarded by mu
-	file  *os.File                // nil: closed; guarded by mu
-	state state                   // guarded by mu
+	mu      sync.Mutex
+	parts   map[int]objstore.Extent // that are there; guarded by mu
+	writing map[int]objstore.Extent // that are on their way; guarded by mu
+	file    *os.File                // nil: closed; guarded by mu
+	state   state                   // guarded by mu
 }
 
 type state int
@@ -36,7 +37,7 @@ const (
 
 // BeginUpload implements objstore.Store.
 func (s *Store) BeginUpload(ctx context.Context, key string) (objstore.Upload, error) {
-	u := &upload{store: s, key: key, parts: map[int]objstore.Extent{}}
+	u := &upload{store: s, key: key, parts: map[int]objstore.Extent{}, writing: map[int]objstore.Extent{}}
 	err := s.inside(ctx, key, func() (err error) {
 		if err := s.prepareTemp(); err != nil {
 			return err
@@ -70,19 +71,46 @@ func (u *upload) part(ctx context.Context, number int, extent objstore.Extent, b
 	if err := objstore.CheckPart(number, extent); err != nil {
 		return err
 	}
-	u.mu.Lock()
-	file := u.file
-	u.mu.Unlock()
-	if file == nil {
-		return fmt.Errorf("part %d: %w", number, objstore.ErrUploadLost)
+	if err := ctx.Err(); err != nil {
+		return err // and the part is as it was
 	}
-	if err := copyBody(ctx, &atOffset{file, extent.At}, body); err != nil {
+	file, err := u.beginPart(number, extent)
+	if err != nil {
 		return fmt.Errorf("part %d: %w", number, err)
 	}
+	err = copyBody(ctx, &atOffset{file, extent.At}, body)
 	u.mu.Lock()
+	defer u.mu.Unlock()
+	delete(u.writing, number)
+	if err != nil {
+		return fmt.Errorf("part %d: %w", number, err)
+	}
 	u.parts[number] = extent
-	u.mu.Unlock()
 	return nil
+}
+
+// beginPart takes the part's place in the file for its writer. Until the
+// writer is done the part is not there, also where it was before: its bytes are
+// no longer what they were.
+func (u *upload) beginPart(number int, extent objstore.Extent) (*os.File, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.file == nil {
+		return nil, objstore.ErrUploadLost
+	}
+	if _, busy := u.writing[number]; busy {
+		return nil, errors.New("it is being put by another call")
+	}
+	for _, others := range []map[int]objstore.Extent{u.parts, u.writing} {
+		for n, o := range others {
+			if n != number && extent.At < o.At+o.Size && o.At < extent.At+extent.Size {
+				return nil, fmt.Errorf("it overlaps part %d", n)
+			}
+		}
+	}
+	delete(u.parts, number)
+	u.writing[number] = extent
+	return u.file, nil
 }
 
 // atOffset writes one behind the other from a place in a file on.

@@ -2,10 +2,13 @@ package s3
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -56,6 +59,35 @@ type stallConn struct {
 	net.Conn
 	stall   time.Duration
 	written atomic.Int64 // bytes since the last read ones
+	until   atomic.Int64 // in nanoseconds of Unix time: reads may wait so long at least
+}
+
+// patiently lets whatever connection a request with this context gets wait so
+// much longer for the answer. impatient ends that.
+func patiently(ctx context.Context, longer time.Duration) (patient context.Context, impatient func()) {
+	var mu sync.Mutex
+	var ends []func()
+	trace := &httptrace.ClientTrace{GotConn: func(got httptrace.GotConnInfo) {
+		c := got.Conn
+		if secure, ok := c.(*tls.Conn); ok {
+			c = secure.NetConn()
+		}
+		if stalling, ok := c.(*stallConn); ok {
+			until := time.Now().Add(stalling.stall + longer).UnixNano()
+			stalling.until.Store(until)
+			mu.Lock()
+			defer mu.Unlock()
+			// Another request may have it by then, and be patient, too.
+			ends = append(ends, func() { stalling.until.CompareAndSwap(until, 0) })
+		}
+	}}
+	return httptrace.WithClientTrace(ctx, trace), func() {
+		mu.Lock()
+		defer mu.Unlock()
+		for _, end := range ends {
+			end()
+		}
+	}
 }
 
 func (c *stallConn) Read(p []byte) (int, error) {
@@ -83,5 +115,9 @@ func (c *stallConn) Write(p []byte) (int, error) {
 
 func (c *stallConn) expectRead() error {
 	drain := time.Duration(min(c.written.Load(), kernelBuffer)) * time.Second / slowest
-	return c.SetReadDeadline(time.Now().Add(c.stall + drain))
+	deadline := time.Now().Add(c.stall + drain)
+	if until := time.Unix(0, c.until.Load()); until.After(deadline) {
+		deadline = until
+	}
+	return c.SetReadDeadline(deadline)
 }

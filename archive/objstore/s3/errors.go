@@ -111,6 +111,8 @@ func (s *Store) failure(ctx context.Context, op, key string, conditional bool, e
 		e.kind, e.Message = objstore.ErrDenied, skew(answer, time.Now())
 	case e.Code == "NoSuchKey" && e.Status == http.StatusNotFound:
 		e.kind = objstore.ErrNotFound
+	case e.Code == "NoSuchUpload" && e.Status == http.StatusNotFound:
+		e.kind = objstore.ErrUploadLost
 	case e.Status == http.StatusForbidden || e.Status == http.StatusUnauthorized || deniedCodes[e.Code]:
 		e.kind = objstore.ErrDenied
 	case conditional && e.Status == http.StatusPreconditionFailed:

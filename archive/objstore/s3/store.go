@@ -5,14 +5,16 @@
 //
 //	answer                                  meaning
 //	412 to If-None-Match                    ErrExists; perhaps our own object, whose answer was lost
-//	409 ConditionalRequestConflict          the request is sent again
+//	409 ConditionalRequestConflict          the request is sent again; to CompleteMultipartUpload: ErrUploadLost
 //	404 NoSuchKey                           ErrNotFound
 //	404 NoSuchBucket                        ErrNoStore
+//	404 NoSuchUpload                        ErrUploadLost, unless the object tells that its completion was carried out
 //	404 without a code                      not known: a proxy, a wrong endpoint
 //	401, 403, refused credentials           ErrDenied, never absence
 //	501 to If-None-Match                    ErrConditionIgnored
 //	429, 5xx, no or half an answer          sent again a few times, then not known
 //	a put-if-absent whose connection broke  as before; then one byte of the object proves ErrExists
+//	any answer to CompleteMultipartUpload   one byte of the object, which tells its size, decides
 //	301, 400 that names another region      that region, unless one was configured
 //
 // A call ends by itself: connections that do not come about, answers that do

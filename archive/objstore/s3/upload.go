@@ -24,9 +24,10 @@ type upload struct {
 	key   string
 	id    string // S3's name of the upload
 
-	mu    sync.Mutex
-	parts map[int]storedPart // guarded by mu
-	state state              // guarded by mu
+	mu     sync.Mutex
+	parts  map[int]storedPart // guarded by mu
+	state  state              // guarded by mu
+	unsure bool               // a completion may have been carried out; guarded by mu
 }
 
 type storedPart struct {
@@ -105,7 +106,7 @@ func (u *upload) Part(ctx context.Context, number int, at int64, body objstore.B
 		return err
 	})
 	if err != nil {
-		return lost(err)
+		return err
 	}
 	if got := aws.ToString(out.ChecksumCRC32C); got != "" && got != sum {
 		return fmt.Errorf("%s %s, part %d: the store answers with checksum %.20q, not %q", op, u.key, number, got, sum)
@@ -127,64 +128,129 @@ func (u *upload) stateNow() state {
 
 // Complete implements objstore.Upload with If-None-Match: *.
 //
-// When the answer does not come, or says that there is no such upload (it was
-// carried out, and the answer to it was lost, or somebody aborted it), the object
-// itself is looked at. One with our size is ours: nobody but this upload can have
-// made it since the parts were begun, but who uses the same key at the same
-// time, which the archive's names exclude. A 409 says that another write of this
-// key came between: the parts may be gone, and S3 wants the upload to begin
-// again ("CompleteMultipartUpload", errors).
+// Behind its answer, whatever that is, the object itself is looked at (one
+// byte of it, which tells its size), since answers are lost, and since a store
+// that is still at work, or that was told to complete what somebody aborted, may
+// call that done. When an attempt may have been carried out, an object of our
+// size is ours: what else is stored under this key since the upload began is
+// another upload of it, which the archive's names exclude. Without such an
+// attempt it is another's.
+//
+// After a 409 S3 wants the upload to begin again ("CompleteMultipartUpload",
+// section Errors): it is ErrUploadLost, or ErrExists.
 func (u *upload) Complete(ctx context.Context) error {
-	const op = "complete-upload"
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	switch u.state {
 	case completed:
 		return nil
 	case over:
-		return fmt.Errorf("%s %s: %w", op, u.key, objstore.ErrUploadLost)
+		return fmt.Errorf("complete-upload %s: %w", u.key, objstore.ErrUploadLost)
 	}
 	size, parts, err := u.list()
 	if err != nil {
-		return fmt.Errorf("%s %s: %w", op, u.key, err)
+		return fmt.Errorf("complete-upload %s: %w", u.key, err)
 	}
-	unsure := false // whether an attempt before may have been carried out
 	for attempt := 0; ; attempt++ {
-		err := u.complete(ctx, parts)
-		var failed *Error
+		answer, again := u.try(ctx, size, parts)
 		switch {
-		case err == nil:
+		case answer == nil && !again:
 			u.state = completed
 			return nil
-		case errors.Is(err, objstore.ErrExists) && !unsure:
+		case errors.Is(answer, objstore.ErrExists), errors.Is(answer, objstore.ErrUploadLost):
+			if again && attempt+1 < attempts {
+				break
+			}
 			u.state = over
-			return errors.Join(err, u.abort(ctx))
-		case !errors.As(err, &failed), failed.kind != nil && failed.kind != objstore.ErrExists, ctx.Err() != nil:
-			return err
-		}
-		unsure = unsure || failed.Status == 0 || failed.Status >= 500
-		found, lookErr := u.size(ctx)
-		switch {
-		case lookErr == nil && found == size:
-			u.state = completed
-			return nil
-		case lookErr == nil:
-			u.state = over
-			failed.kind = objstore.ErrExists
-			return errors.Join(failed, u.abort(ctx))
-		case !errors.Is(lookErr, objstore.ErrNotFound):
-			return err
-		case failed.Code == "NoSuchUpload" || failed.Status == http.StatusConflict:
-			u.state = over
-			failed.kind = objstore.ErrUploadLost
-			return failed
-		case failed.Status != 0 && failed.Status < 500, attempt+1 == attempts:
-			return err
+			// What cannot be freed takes space, and no more.
+			if err := u.abort(ctx); err != nil {
+				u.store.cfg.Log.Debug("the parts of an upload that was given up stay", "key", u.key, "error", err.Error())
+			}
+			return answer
+		case !again, attempt+1 == attempts:
+			return answer
 		}
 		if err := sleep(ctx, pause(attempt)); err != nil {
-			return failed
+			return answer
 		}
 	}
+}
+
+// try makes one attempt and looks at what came of it. again says that another
+// may do better; it never goes without an error. mu is held.
+func (u *upload) try(ctx context.Context, size int64, parts []types.CompletedPart) (answer error, again bool) {
+	err := u.complete(ctx, size, parts)
+	said := meaning(err)
+	if said == refused || said == taken && !u.unsure {
+		return err, false
+	}
+	sure := said == done && !u.unsure
+	u.unsure = u.unsure || said == done || said == unknown
+	found, lookErr := u.size(ctx)
+	switch {
+	case lookErr == nil && found == size && u.unsure:
+		return nil, false
+	case lookErr == nil:
+		return u.failed(objstore.ErrExists, err, fmt.Sprintf("an object of %d bytes, not of %d", found, size)), false
+	case !errors.Is(lookErr, objstore.ErrNotFound) && sure:
+		return nil, false // nothing speaks against the answer
+	case !errors.Is(lookErr, objstore.ErrNotFound) && err == nil:
+		return lookErr, true
+	case !errors.Is(lookErr, objstore.ErrNotFound):
+		return err, true
+	case said == done:
+		return u.failed(nil, nil, "the store says that it is done, and has no such object"), true
+	case said == conflict:
+		return u.failed(objstore.ErrUploadLost, err, ""), false
+	}
+	return err, said != gone || u.unsure
+}
+
+// failed is what an attempt ended with, in our words when there are any.
+func (u *upload) failed(kind, err error, words string) *Error {
+	e := &Error{Op: "complete-upload", Key: u.key, Message: words, kind: kind}
+	var answer *Error
+	if errors.As(err, &answer) {
+		e.Status, e.Code, e.RequestID, e.cause = answer.Status, answer.Code, answer.RequestID, answer.cause
+		if words == "" {
+			e.Message = answer.Message
+		}
+	}
+	return e
+}
+
+// verdict is what the answer to a completion lets conclude.
+type verdict int
+
+const (
+	done     verdict = iota
+	unknown          // it may have been carried out, or be under way
+	passing          // it was not, and may be another time
+	taken            // 412: an object of the key exists
+	conflict         // 409: another write of the key came between
+	gone             // there is no such upload
+	refused          // it never will be
+)
+
+func meaning(err error) verdict {
+	var e *Error
+	switch {
+	case err == nil:
+		return done
+	case errors.Is(err, objstore.ErrExists):
+		return taken
+	case errors.Is(err, objstore.ErrUploadLost):
+		return gone
+	case !errors.As(err, &e), e.kind != nil:
+		return refused
+	case e.Status == http.StatusConflict:
+		return conflict
+	case e.Status == http.StatusTooManyRequests, e.Status == http.StatusRequestTimeout:
+		return passing
+	case e.Code != "" && e.Status >= 400 && e.Status < 500:
+		return refused
+	}
+	return unknown
 }
 
 // list returns the parts as S3 wants them, and how many bytes they have. mu is
@@ -202,17 +268,27 @@ func (u *upload) list() (size int64, parts []types.CompletedPart, err error) {
 	return size, parts, err
 }
 
-// complete makes one attempt.
-func (u *upload) complete(ctx context.Context, parts []types.CompletedPart) error {
+// assembling is how fast a store at least puts an object together, in bytes a
+// second, when it copies the parts instead of naming them. It sends nothing
+// meanwhile.
+const assembling = 64 << 20
+
+// complete sends one request.
+func (u *upload) complete(ctx context.Context, size int64, parts []types.CompletedPart) error {
 	s := u.store
-	bounded, cancel := context.WithTimeout(ctx, s.bound(0))
+	longer := time.Duration(size/assembling) * time.Second
+	bounded, cancel := context.WithTimeout(ctx, s.bound(0)+longer)
 	defer cancel()
+	patient, impatient := patiently(bounded, longer)
+	defer impatient()
 	return s.do(ctx, "complete-upload", u.key, true, func(api *awss3.Client, noting func(*awss3.Options)) error {
-		_, err := api.CompleteMultipartUpload(bounded, &awss3.CompleteMultipartUploadInput{
+		// One attempt: between two of them the object is looked at.
+		once := func(o *awss3.Options) { o.RetryMaxAttempts = 1 }
+		_, err := api.CompleteMultipartUpload(patient, &awss3.CompleteMultipartUploadInput{
 			Bucket: &s.cfg.Bucket, Key: s.key(u.key), UploadId: &u.id,
 			IfNoneMatch:     aws.String("*"),
 			MultipartUpload: &types.CompletedMultipartUpload{Parts: parts},
-		}, func(o *awss3.Options) { o.RetryMaxAttempts = 1 }, noting)
+		}, once, noting)
 		return err
 	})
 }
@@ -253,17 +329,8 @@ func (s *Store) abort(ctx context.Context, key, id string) error {
 		_, err := api.AbortMultipartUpload(bounded, &awss3.AbortMultipartUploadInput{Bucket: &s.cfg.Bucket, Key: s.key(key), UploadId: &id}, noting)
 		return err
 	})
-	if errors.Is(lost(err), objstore.ErrUploadLost) {
+	if errors.Is(err, objstore.ErrUploadLost) {
 		return nil
-	}
-	return err
-}
-
-// lost gives the answer that there is no such upload its meaning.
-func lost(err error) error {
-	var failed *Error
-	if errors.As(err, &failed) && failed.Code == "NoSuchUpload" {
-		failed.kind = objstore.ErrUploadLost
 	}
 	return err
 }

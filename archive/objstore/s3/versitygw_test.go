@@ -65,7 +65,7 @@ func TestStoreOnServer(t *testing.T) {
 			storetest.Run(t, func(t *testing.T) objstore.Store {
 				bucket := fmt.Sprintf("wal-%d", buckets.Add(1))
 				server.MakeBucket(t, bucket)
-				as(t, server.AddUserFor(t, bucket, "s3:GetObject", "s3:PutObject", "s3:ListBucket", "s3:DeleteObject"))
+				as(t, server.AddUserFor(t, bucket, "s3:GetObject", "s3:PutObject", "s3:ListBucket", "s3:DeleteObject", "s3:AbortMultipartUpload", "s3:ListBucketMultipartUploads"))
 				return mustOpen(t, Config{Bucket: bucket, Prefix: prefix, Endpoint: server.URL})
 			})
 		})

@@ -37,6 +37,13 @@ func Run(t *testing.T, open func(t *testing.T) objstore.Store) {
 		{"list many", listMany},
 		{"list stops", listStops},
 		{"delete", remove},
+		{"upload", upload},
+		{"upload of one part", uploadOne},
+		{"upload over an object", uploadExists},
+		{"uploads race", uploadsRace},
+		{"upload aborted", uploadAborted},
+		{"upload of wrong parts", uploadWrong},
+		{"uploads left behind", uploadsLeft},
 		{"cancelled", cancelled},
 		{"name", name},
 	} {
@@ -100,7 +107,7 @@ func mustBe(t *testing.T, what string, err, want error) {
 	if strings.Contains(err.Error(), "\n") {
 		t.Errorf("%s: the error has more than one line: %q", what, err)
 	}
-	for _, other := range []error{objstore.ErrNotFound, objstore.ErrExists, objstore.ErrNoStore, objstore.ErrDenied} {
+	for _, other := range []error{objstore.ErrNotFound, objstore.ErrExists, objstore.ErrNoStore, objstore.ErrDenied, objstore.ErrUploadLost} {
 		if !errors.Is(want, other) && errors.Is(err, other) {
 			t.Errorf("%s: %v is %q and %q", what, err, want, other)
 		}
@@ -231,12 +238,14 @@ func badKeys(t *testing.T, s objstore.Store) {
 	for _, key := range []string{"", "/a", "a/", "a//b", ".", "..", "a/../b", "./a", "a\x00b", "a\nb", "\xff", strings.Repeat("k", 300), strings.Repeat("k/", 500) + "k"} {
 		_, _, getErr := s.Get(t.Context(), key)
 		_, _, rangeErr := s.GetRange(t.Context(), key, 0, 1)
+		_, beginErr := s.BeginUpload(t.Context(), key)
 		for what, err := range map[string]error{
 			"put-if-absent": s.PutIfAbsent(t.Context(), key, objstore.Bytes(nil)),
 			"put":           s.Put(t.Context(), key, objstore.Bytes(nil)),
 			"delete":        s.Delete(t.Context(), key),
 			"get":           getErr,
 			"get-range":     rangeErr,
+			"begin-upload":  beginErr,
 		} {
 			mustBe(t, fmt.Sprintf("%s %.20q", what, key), err, objstore.ErrBadKey)
 		}
@@ -397,8 +406,12 @@ func remove(t *testing.T, s objstore.Store) {
 
 func cancelled(t *testing.T, s objstore.Store) {
 	mustPut(t, s, "a", []byte("1"))
+	u := mustBegin(t, s, "c")
+	mustPart(t, u, 1, 0, []byte("1"))
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
+	_, beginErr := s.BeginUpload(ctx, "b")
+	_, sweepErr := s.AbortUploads(ctx, "", time.Now())
 	_, _, getErr := s.Get(ctx, "a")
 	_, _, rangeErr := s.GetRange(ctx, "a", 0, 1)
 	var listErr error
@@ -412,12 +425,23 @@ func cancelled(t *testing.T, s objstore.Store) {
 		"get":           getErr,
 		"get-range":     rangeErr,
 		"list":          listErr,
+		"begin-upload":  beginErr,
+		"complete":      u.Complete(ctx),
+		"upload-part":   u.Part(ctx, 1, 0, objstore.Bytes([]byte("2"))),
+		"abort-uploads": sweepErr,
 	} {
 		mustBe(t, what+" with a context that ended", err, context.Canceled)
 	}
 	mustHold(t, s, "a", []byte("1"))
 	_, _, err := s.Get(t.Context(), "b")
 	mustBe(t, "get what was not put", err, objstore.ErrNotFound)
+	// And it goes on where it was.
+	mustNotBe(t, s, "c")
+	mustPart(t, u, 1, 0, []byte("1"))
+	if err := u.Complete(t.Context()); err != nil {
+		t.Errorf("complete: %v", err)
+	}
+	mustHold(t, s, "c", []byte("1"))
 }
 
 func name(t *testing.T, s objstore.Store) {
