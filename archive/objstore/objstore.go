@@ -3,6 +3,9 @@
 // below implement it (s3, dir, mem); package storetest holds the one suite
 // that all of them pass.
 //
+// Small objects are put in one call, large ones in parts: see Upload. Both are
+// put-if-absent, and of neither can anything be seen before it is whole.
+//
 // Keys are relative to the store's root, UTF-8, with "/" between parts, never
 // beginning or ending with it. A store is safe for concurrent use.
 package objstore

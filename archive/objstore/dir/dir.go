@@ -16,6 +16,12 @@
 //	                        may be lost with the host      makes it durable first
 //	fsync of the directory  the object, durable            put again: ErrExists
 //
+// The parts of an upload are written to such a file, where they belong in it;
+// Complete is a put from the fsync on:
+//
+//	begin, parts            a temporary file               removed by a later writer, when a day old
+//	fsync, link, fsync      as of a put                    as of a put
+//
 // # Absence
 //
 // An empty mount point looks like an empty archive, and taking one for the

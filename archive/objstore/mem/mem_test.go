@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/archive/objstore/mem"
@@ -57,5 +58,71 @@ func TestMisbehaviour(t *testing.T) {
 	}
 	if len(got) != 2 || got[0] != "a" || got[1] != "c" {
 		t.Errorf("the store holds %q, want a and the c whose answer was lost", got)
+	}
+}
+
+// An upload's calls can be made to fail, before they do anything and behind it.
+func TestMisbehavingUploads(t *testing.T) {
+	lost := errors.New("lost")
+	for _, op := range []mem.Op{mem.BeginUpload, mem.UploadPart, mem.CompleteUpload, mem.AbortUpload, mem.AbortUploads} {
+		for _, behind := range []bool{false, true} {
+			failed := 0
+			hook := func(on bool) func(context.Context, mem.Op, string) error {
+				return func(_ context.Context, now mem.Op, _ string) error {
+					if on && now == op && failed == 0 {
+						failed++
+						return lost
+					}
+					return nil
+				}
+			}
+			s := mem.NewWith(mem.Options{Before: hook(!behind), After: hook(behind)})
+			u, err := s.BeginUpload(t.Context(), "a")
+			if err != nil {
+				u, err = s.BeginUpload(t.Context(), "a")
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			one := objstore.Bytes([]byte("1"))
+			if err := u.Part(t.Context(), 1, 0, one); err != nil {
+				if err := u.Complete(t.Context()); err == nil {
+					t.Errorf("%s: an object was made of a part that failed", op)
+				}
+				err = u.Part(t.Context(), 1, 0, one)
+				if err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := u.Complete(t.Context()); err != nil {
+				_, _, getErr := s.Get(t.Context(), "a")
+				if behind != (getErr == nil) {
+					t.Errorf("%s, answer lost %v: then get says %v", op, behind, getErr)
+				}
+				if err := u.Complete(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			other, err := s.BeginUpload(t.Context(), "b")
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := other.Abort(t.Context()); err != nil {
+				if got := len(s.Uploads()); behind == (got > 0) && op == mem.AbortUpload {
+					t.Errorf("abort, answer lost %v: %d uploads are left", behind, got)
+				}
+				if err := other.Abort(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if _, err := s.AbortUploads(t.Context(), "a", time.Now().Add(time.Hour)); err != nil {
+				if _, err := s.AbortUploads(t.Context(), "a", time.Now().Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if failed != 1 || len(s.Uploads()) != 0 {
+				t.Errorf("%s, answer lost %v: failed %d times, uploads left %q", op, behind, failed, s.Uploads())
+			}
+		}
 	}
 }

@@ -78,6 +78,8 @@ func (u *upload) Part(ctx context.Context, number int, at int64, body objstore.B
 	if err := objstore.CheckPart(number, objstore.Extent{At: at, Size: body.Size()}); err != nil {
 		return fmt.Errorf("%s %s: %w", UploadPart, u.key, err)
 	}
+	// Until the call succeeds the part is missing, also where it was before.
+	u.setPart(number, nil)
 	if err := u.store.before(ctx, UploadPart, u.key); err != nil {
 		return err
 	}
@@ -85,16 +87,28 @@ func (u *upload) Part(ctx context.Context, number int, at int64, body objstore.B
 	if err != nil {
 		return fmt.Errorf("%s %s, part %d: %w", UploadPart, u.key, number, err)
 	}
-	u.store.mu.Lock()
-	open := u.store.uploads[u]
-	if open {
-		u.parts[number] = memPart{at, data}
-	}
-	u.store.mu.Unlock()
-	if !open {
+	if !u.setPart(number, &memPart{at, data}) {
 		return fmt.Errorf("%s %s, part %d: %w", UploadPart, u.key, number, objstore.ErrUploadLost)
 	}
-	return u.store.after(ctx, UploadPart, u.key)
+	if err := u.store.after(ctx, UploadPart, u.key); err != nil {
+		u.setPart(number, nil)
+		return err
+	}
+	return nil
+}
+
+// setPart stores a part, or makes it be missing. false: the upload is over.
+func (u *upload) setPart(number int, part *memPart) bool {
+	u.store.mu.Lock()
+	defer u.store.mu.Unlock()
+	if !u.store.uploads[u] {
+		return false
+	}
+	delete(u.parts, number)
+	if part != nil {
+		u.parts[number] = *part
+	}
+	return true
 }
 
 // Complete implements objstore.Upload.

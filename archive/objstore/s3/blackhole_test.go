@@ -108,8 +108,14 @@ func TestBlackHoles(t *testing.T) {
 				_, getErr := read(t, s, "a")
 				_, _, rangeErr := s.GetRange(t.Context(), "a", 0, 1)
 				_, listErr := listAll(t, s)
+				_, beginErr := s.BeginUpload(t.Context(), "a")
+				_, sweepErr := s.AbortUploads(t.Context(), "", time.Now())
 				for what, err := range map[string]error{
-					"get": getErr, "range": rangeErr, "list": listErr,
+					"begin-upload": beginErr, "abort-uploads": sweepErr,
+					"upload-part": begun(s).Part(t.Context(), 1, 0, big),
+					"complete":    begun(s).Complete(t.Context()),
+					"abort":       begun(s).Abort(t.Context()),
+					"get":         getErr, "range": rangeErr, "list": listErr,
 					"put":           s.Put(t.Context(), "a", objstore.Bytes(nil)),
 					"put big":       s.Put(t.Context(), "a", big),
 					"put-if-absent": s.PutIfAbsent(t.Context(), "a", big),

@@ -17,6 +17,13 @@
 //	any answer to CompleteMultipartUpload   one byte of the object, which tells its size, decides
 //	301, 400 that names another region      that region, unless one was configured
 //
+// An upload in parts is S3's multipart upload, with If-None-Match at its
+// completion:
+//
+//	crash or lost answer    state left                     what happens next
+//	begin, part, abort      an upload that is no object    AbortUploads, or a lifecycle rule, frees it
+//	complete                the object, or the upload      the object is looked at, by whoever asked
+//
 // A call ends by itself: connections that do not come about, answers that do
 // not begin and bodies that stop flowing, in both directions, are errors after Config's
 // timeouts, and retries are few. (The SDK's own limit on retries, a quota that an

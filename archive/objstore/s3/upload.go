@@ -82,7 +82,7 @@ func (u *upload) Part(ctx context.Context, number int, at int64, body objstore.B
 	if err := objstore.CheckPart(number, extent); err != nil {
 		return fmt.Errorf("%s %s: %w", op, u.key, err)
 	}
-	if u.stateNow() != underWay {
+	if !u.forget(number) {
 		return fmt.Errorf("%s %s: %w", op, u.key, objstore.ErrUploadLost)
 	}
 	s := u.store
@@ -120,10 +120,13 @@ func (u *upload) Part(ctx context.Context, number int, at int64, body objstore.B
 	return nil
 }
 
-func (u *upload) stateNow() state {
+// forget makes a part be missing until it is put again: on an error nobody knows
+// which bytes the store has under its number. false: the upload is over.
+func (u *upload) forget(number int) bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.state
+	delete(u.parts, number)
+	return u.state == underWay
 }
 
 // Complete implements objstore.Upload with If-None-Match: *.

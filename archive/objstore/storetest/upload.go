@@ -208,6 +208,9 @@ func uploadWrong(t *testing.T, s objstore.Store) {
 	refused("a part before the beginning", u.Part(t.Context(), 1, -1, objstore.Bytes(one)))
 	refused("a part with a wrong checksum", u.Part(t.Context(), 1, 0, liar{objstore.Bytes(one)}))
 	refused("no part that was stored", u.Complete(t.Context()))
+	mustPart(t, u, 1, 0, one)
+	refused("another part 1, with a wrong checksum", u.Part(t.Context(), 1, 0, liar{objstore.Bytes([]byte("2"))}))
+	refused("a part that failed when it was put again", u.Complete(t.Context()))
 
 	large := random(objstore.MinPart, 3)
 	mustPart(t, u, 2, objstore.MinPart, one)
