@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -125,21 +126,22 @@ func (w *BackupWriter) Put(ctx context.Context, name string, body objstore.Body)
 
 // putSmall is put of an object that is stored as it is.
 func (a *Archive) putSmall(ctx context.Context, key string, body objstore.Body) error {
-	var err error
 	for range 3 {
-		err = a.store.PutIfAbsent(ctx, key, body)
+		err := a.store.PutIfAbsent(ctx, key, body)
 		if err == nil {
 			return nil
 		}
 		same := a.compareSmall(ctx, key, body)
-		if same == nil || errors.Is(same, ErrConflict) {
+		switch {
+		case same == nil, errors.Is(same, ErrConflict):
 			return same
-		}
-		if !errors.Is(err, objstore.ErrExists) || !errors.Is(same, objstore.ErrNotFound) {
-			break
+		case !errors.Is(err, objstore.ErrExists):
+			return fmt.Errorf("storing %s: %w", key, err)
+		case !errors.Is(same, objstore.ErrNotFound):
+			return fmt.Errorf("comparing with the stored %s: %w", key, same)
 		}
 	}
-	return fmt.Errorf("storing %s: %w", key, err)
+	return fmt.Errorf("storing %s: the store says that it exists, and that it does not", key)
 }
 
 // compareSmall returns nil when the object holds body's bytes, a
@@ -171,13 +173,17 @@ func (a *Archive) compareSmall(ctx context.Context, key string, want objstore.Bo
 // nil the backup exists. Before that it makes sure that every object that f names
 // is there with its size, and nothing else in tar_partitions/, where wal-g would
 // untar it. It sets f.Version, and s.FilesMetadataDisabled, since it writes no
-// files_metadata.json.
+// files_metadata.json, and cuts times to microseconds. The returned backup's
+// StoredAt is not known.
 //
-// An answer that was lost is found out: equal content is success. On an error
-// the backup does not exist, unless the store did not answer to the sentinel
-// nor to the question for it; Commit may be called again with the same s and f.
+// ErrForeignCluster: the archive is another cluster's (it may have been claimed
+// since the backup began). An answer that was lost is found out: equal content is
+// success. On an error the backup does not exist, unless the store did not answer
+// to the sentinel nor to the question for it; Commit may be called again with
+// the same s and f.
 func (w *BackupWriter) Commit(ctx context.Context, s Sentinel, f BackupFacts) (Backup, error) {
 	f.Version, s.FilesMetadataDisabled = factsVersion, true
+	s.StartTime, s.FinishTime = asStored(s.StartTime), asStored(s.FinishTime)
 	err := w.commit(ctx, s, f)
 	if err != nil {
 		return Backup{}, fmt.Errorf("completing base backup %s: %w", w.name, err)
@@ -192,6 +198,9 @@ func (w *BackupWriter) commit(ctx context.Context, s Sentinel, f BackupFacts) er
 		return err
 	}
 	if err := w.complete(ctx, f); err != nil {
+		return err
+	}
+	if err := w.archive.isOf(ctx, s.SystemIdentifier, w.size); err != nil {
 		return err
 	}
 	facts, err1 := json.MarshalIndent(f, "", "  ")
@@ -247,10 +256,23 @@ func (w *BackupWriter) complete(ctx context.Context, f BackupFacts) error {
 		}
 		delete(sizes, o.Key)
 	}
-	for name := range sizes {
+	for _, name := range slices.Sorted(maps.Keys(sizes)) {
 		return fmt.Errorf("%s is not there", name)
 	}
 	return nil
+}
+
+// isOf refuses a backup of another cluster than that whose receiver claimed the
+// archive, perhaps since the backup began.
+func (a *Archive) isOf(ctx context.Context, systemIdentifier uint64, size segment.Size) error {
+	id, err := a.Identity(ctx)
+	if errors.Is(err, ErrNotFound) {
+		return nil // nobody did; a backup never does
+	}
+	if err != nil {
+		return err
+	}
+	return id.matches(Identity{SystemIdentifier: systemIdentifier, SegmentSize: size})
 }
 
 // SweepBackupUploads gives up the uploads of parts of backups that are older

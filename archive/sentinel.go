@@ -87,6 +87,9 @@ type sentinelFile struct {
 // wallTime is a time as WAL-G writes it. What older versions left out is zero.
 type wallTime struct{ time.Time }
 
+// asStored returns t as it is read again.
+func asStored(t time.Time) time.Time { return t.UTC().Truncate(time.Microsecond) }
+
 func (t wallTime) MarshalJSON() ([]byte, error) {
 	return json.Marshal(t.UTC().Format(timeLayout))
 }

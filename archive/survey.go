@@ -5,13 +5,15 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/segment"
 )
 
-// errEmpty: there is no object in wal_005/, basebackups_005/ or wal_tail_005/.
+// errEmpty: there is no object in wal_005/ or wal_tail_005/, and in
+// basebackups_005/ nothing but attempts of ours.
 var errEmpty = errors.New("empty")
 
 // survey is what an archive without identity object says about itself.
@@ -62,7 +64,7 @@ func (a *Archive) survey(ctx context.Context, pick func(context.Context) (string
 	if len(backups) > 0 {
 		return s, nil
 	}
-	for _, dir := range []string{walDir, basesDir, tailDir} {
+	for _, dir := range []string{walDir, tailDir} {
 		for _, err := range a.store.List(ctx, objstore.ListOptions{Prefix: dir, Limit: 1}) {
 			if err != nil {
 				return survey{}, fmt.Errorf("listing %s: %w", dir, err)
@@ -70,7 +72,37 @@ func (a *Archive) survey(ctx context.Context, pick func(context.Context) (string
 			return s, nil
 		}
 	}
-	return survey{}, errEmpty
+	some, err := a.holdsForeignBackups(ctx)
+	if err != nil {
+		return survey{}, err
+	}
+	if !some {
+		return survey{}, errEmpty
+	}
+	return s, nil
+}
+
+// holdsForeignBackups reports whether there is anything in basebackups_005/ but
+// what our own attempts at base backups left, of which none became one: that
+// is nobody's archive yet. (One that is still under way looks who claimed the
+// archive before it becomes one.)
+func (a *Archive) holdsForeignBackups(ctx context.Context) (bool, error) {
+	for info, err := range a.store.List(ctx, objstore.ListOptions{Prefix: basesDir, Delimiter: "/"}) {
+		if err != nil {
+			return false, fmt.Errorf("listing %s: %w", basesDir, err)
+		}
+		text, folder := strings.CutSuffix(strings.TrimPrefix(info.Key, basesDir), "/")
+		n, err := ParseBackupName(text)
+		if err != nil || !folder {
+			return true, nil
+		}
+		if _, err := a.readWhole(ctx, n.folder()+attemptName, maxIdentity); errors.Is(err, ErrNotFound) {
+			return true, nil
+		} else if err != nil {
+			return false, err
+		}
+	}
+	return false, nil
 }
 
 // readFirstPage returns what the page says; nothing when the segment cannot be
