@@ -222,7 +222,8 @@ func (b *Backup) fill(s Sentinel, f *BackupFacts) {
 	}
 }
 
-// agree holds the facts against the sentinel: both were written by one process.
+// agree holds facts that were checked against the sentinel: both were written by
+// one process.
 func (f BackupFacts) agree(n BackupName, s Sentinel) error {
 	start, err1 := f.start()
 	stop, err2 := f.stop()

@@ -194,7 +194,10 @@ func (w *BackupWriter) Commit(ctx context.Context, s Sentinel, f BackupFacts) (B
 }
 
 func (w *BackupWriter) commit(ctx context.Context, s Sentinel, f BackupFacts) error {
-	if err := errors.Join(f.check(), f.agree(w.name, s), w.checkSentinel(s)); err != nil {
+	if err := f.check(); err != nil {
+		return err
+	}
+	if err := errors.Join(f.agree(w.name, s), w.checkSentinel(s)); err != nil {
 		return err
 	}
 	if err := w.complete(ctx, f); err != nil {
