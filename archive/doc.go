@@ -1,12 +1,18 @@
-// Package archive is what is kept for good: WAL segments, timeline history and
-// the identity of one cluster, in an object store, in WAL-G's layout with
-// walferry's own objects beside it.
+// Package archive is what is kept for good: WAL segments, timeline history, base
+// backups and the identity of one cluster, in an object store, in WAL-G's layout
+// with walferry's own objects beside it.
 //
 //	wal_005/<SEGMENT><ext>           a whole segment
 //	wal_005/<SEGMENT>.partial<ext>   the last segment of a timeline that ended at W: [0, W), then zeros
 //	wal_005/<TLI>.history<ext>       timeline history
 //	wal_tail_005/<SEGMENT>/…<ext>    tail objects: parts of a segment that is not whole yet
-//	basebackups_005/                 base backups; one exists when its sentinel does
+//	basebackups_005/<NAME>_backup_stop_sentinel.json  a base backup exists when this does
+//	basebackups_005/<NAME>/…         its objects:
+//	    tar_partitions/…             parts, each a tar file, compressed or not
+//	    backup_manifest              the server's own bytes
+//	    walferry.json                what WAL-G's files have no place for: BackupFacts
+//	    metadata.json                the sentinel's content once more, for wal-g's listings
+//	    attempt.json                 the name is taken
 //	walferry_005/identity.json       system identifier, segment size and WAL codec
 //
 // # Objects do not change
@@ -28,8 +34,26 @@
 //	                                                                       is left is removed the next time, or by a
 //	                                                                       lifecycle rule; a reader whose listing is
 //	                                                                       older begins again
+//	take a name for  before                        nothing                 taken again
+//	a base backup    after it                      the name, taken         the next attempt takes the next of 8 names
+//	store a backup's in the middle of a part       an upload in parts      SweepBackupUploads
+//	objects          after one                     objects without a       no listing shows them; DeleteBackup
+//	                                               sentinel
+//	commit a backup  before the sentinel is put    as above                committed again, or given up
+//	                 after it                      the backup              committed again: exists with equal content
+//	delete a backup  before its sentinel is gone   the backup              deleted again
+//	                 after it                      objects without a       deleted again; until nothing is left the
+//	                                               sentinel                name is not given away
 //	read tails       before the last               part of the segment at  the caller throws it away and begins again
 //	                                               the reader's place
+//
+// # Base backups
+//
+// A backup is committed by its sentinel, which is put last, when all that it
+// needs is there, and goes first when it is deleted: at no moment is there a
+// sentinel without the rest. Its objects are stored under a name that no other
+// attempt ever uses, as attempt.json sees to. Which backup is the newest is a
+// matter of what they hold, never of when they were stored.
 //
 // # Tail objects
 //

@@ -30,8 +30,9 @@ type Overview struct {
 	// empty when there is none.
 	Last objstore.Info
 	// Behind is the newest whole segment when it lies behind a hole, out of a
-	// restore's reach: the segment at Sealed is missing. Zero when there is no
-	// hole. (Workers store in any order: for a moment there may be one.)
+	// restore's reach: the segment at Sealed is missing, and no tail objects
+	// reach over it. Zero when there is no hole. (Workers store in any order: for
+	// a moment there may be one.)
 	Behind segment.Name
 }
 
@@ -76,26 +77,26 @@ func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
 	}
 	if ok {
 		o.Sealed, o.Reach = end, end
-		if at := last.Start(size); at >= end.LSN && last.Timeline == o.History.Owner(at) {
-			o.Behind = last
+		if end.LSN != 0 {
+			whole, err := a.lastWhole(ctx, o.History, size, end.LSN)
+			if err != nil {
+				return o, err
+			}
+			o.Last = newest(o.Last, whole...)
 		}
 	} else if end, ok, err = a.firstTail(ctx, o.History, size); err != nil || !ok {
 		return o, err
 	}
-	if o.Sealed.LSN != 0 {
-		last := o.Sealed.LSN - segment.LSN(size)
-		// A segment is whole on the timeline that owns its last byte.
-		sealed, err := a.objects(ctx, size.Name(o.History.Owner(o.Sealed.LSN-1), last))
-		if err != nil {
-			return o, err
-		}
-		o.Last = newest(o.Last, sealed...)
-	}
 	reach, object, err := a.reach(ctx, o.History, size, end.LSN)
-	if err != nil || reach.LSN == 0 {
+	if err != nil {
 		return o, err
 	}
-	o.Reach, o.Last = reach, newest(o.Last, object)
+	if reach.LSN != 0 {
+		o.Reach, o.Last = reach, newest(o.Last, object)
+	}
+	if at := last.Start(size); o.Sealed.LSN != 0 && at >= o.Reach.LSN && last.Timeline == o.History.Owner(at) {
+		o.Behind = last
+	}
 	return o, nil
 }
 
@@ -250,19 +251,39 @@ func (a *Archive) firstTail(ctx context.Context, h segment.History, size segment
 }
 
 // reach returns up to where a restore along h gets by what there is of the
-// segment that begins at start, which is not whole, and of those behind it. Zero:
-// there is nothing. last is the newest object that counts.
+// segment that begins at start, which is not whole, and of those behind it.
+// Workers store in any order: a segment that is there in tail objects to its end
+// may have whole ones behind it. Zero: there is nothing. last is the newest object
+// that counts.
 func (a *Archive) reach(ctx context.Context, h segment.History, size segment.Size, start segment.LSN) (end segment.Position, last objstore.Info, err error) {
-	for ; ; start += segment.LSN(size) {
+	for {
 		to, object, err := a.unfinished(ctx, h, size, start)
 		if err != nil || to.LSN == 0 {
 			return end, last, err
 		}
 		end, last = to, newest(last, object)
-		if end.LSN < start+segment.LSN(size) {
+		if start += segment.LSN(size); end.LSN < start {
 			return end, last, nil
 		}
+		number, err := a.firstMissing(ctx, stretches(h, size), size, uint64(start)/uint64(size))
+		if err != nil {
+			return end, last, err
+		}
+		if lsn := segment.LSN(number * uint64(size)); lsn > start {
+			start, end = lsn, segment.Position{Timeline: h.Owner(lsn), LSN: lsn}
+			whole, err := a.lastWhole(ctx, h, size, lsn)
+			if err != nil {
+				return end, last, err
+			}
+			last = newest(last, whole...)
+		}
 	}
+}
+
+// lastWhole lists what is stored of the whole segment that ends at end.
+func (a *Archive) lastWhole(ctx context.Context, h segment.History, size segment.Size, end segment.LSN) ([]objstore.Info, error) {
+	// A segment is whole on the timeline that owns its last byte.
+	return a.objects(ctx, size.Name(h.Owner(end-1), end-segment.LSN(size)))
 }
 
 // unfinished returns up to where a restore along h gets in the segment that

@@ -74,6 +74,16 @@ func TestOverview(t *testing.T) {
 			putTail(t, s, seg(1, 6), 0, uint32(mb), ".lz4")
 			putTail(t, s, seg(1, 7), 0, 0x100, ".lz4")
 		}, timelines: []tl{{1, false, true}}, sealed: at(1, 6, 0), reach: at(1, 7, 0x100), last: seg(1, 7).String() + "/"},
+		{what: "a hole that tail objects reach over", make: func(t *testing.T, s objstore.Store) {
+			fillRun(t, s, 1, mb, 2, 6, ".lz4")
+			putTail(t, s, seg(1, 6), 0, uint32(mb), ".lz4")
+			fillRun(t, s, 1, mb, 7, 9, ".lz4")
+		}, timelines: []tl{{1, false, true}}, sealed: at(1, 6, 0), reach: at(1, 9, 0), last: seg(1, 8).String() + ".lz4"},
+		{what: "a hole that tail objects do not reach over", make: func(t *testing.T, s objstore.Store) {
+			fillRun(t, s, 1, mb, 2, 6, ".lz4")
+			putTail(t, s, seg(1, 6), 0, uint32(mb)-8, ".lz4")
+			fillRun(t, s, 1, mb, 7, 9, ".lz4")
+		}, timelines: []tl{{1, false, true}}, sealed: at(1, 6, 0), reach: segment.Position{Timeline: 1, LSN: at(1, 7, 0).LSN - 8}, last: seg(1, 6).String() + "/", behind: seg(1, 8)},
 		{what: "tail objects only", make: func(t *testing.T, s objstore.Store) {
 			putTail(t, s, seg(1, 3), 0, 0x100, ".lz4")
 		}, timelines: []tl{{1, false, true}}, reach: at(1, 3, 0x100), last: seg(1, 3).String() + "/"},
