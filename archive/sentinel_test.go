@@ -198,3 +198,32 @@ func TestBackupName(t *testing.T) {
 		}
 	}
 }
+
+func FuzzFacts(f *testing.F) {
+	text, err := json.Marshal(factsOf(contents()))
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(text)
+	f.Add([]byte(`{"version":1,"parts":[{"name":"x","crc32c":"0000000g"}]}`))
+	f.Add([]byte(`{"version":1,"start_lsn":"0/1","start_timeline":1,"stop_lsn":"0/2","stop_timeline":1,"wal_segment_size":1048576,"wal":"include","parts":[{"name":"..","crc32c":"00000000"}],"manifest":{"name":"backup_manifest","crc32c":"00000000"}}`))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		facts, err := decodeFacts(text)
+		if err != nil {
+			return
+		}
+		for _, p := range facts.Parts {
+			if strings.ContainsAny(p.Name, "/\x00") || p.Name == ".." {
+				t.Fatalf("%q is a part", p.Name)
+			}
+		}
+		again, err := json.Marshal(facts)
+		if err != nil {
+			t.Fatal(err)
+		}
+		back, err := decodeFacts(again)
+		if err != nil || !reflect.DeepEqual(back, facts) {
+			t.Fatalf("%s -> %s -> %+v, %v", text, again, back, err)
+		}
+	})
+}
