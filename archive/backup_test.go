@@ -24,12 +24,12 @@ const m16 = segment.Size(16 << 20)
 // startOf is where the backups of these tests start.
 var startOf = segment.Position{Timeline: 1, LSN: 0xC000028}
 
-// contents of a backup's objects, by their names in the folder. One is stored
-// in parts.
+// contents of a backup's objects, by their names in the folder. part_001 is
+// stored in parts, of which it has one.
 func contents() map[string]string {
 	return map[string]string{
 		"tar_partitions/part_000.tar.lz4": "the root",
-		"tar_partitions/part_001.tar.lz4": strings.Repeat("0123456789abcdef", objstore.MinPart/16) + "the end",
+		"tar_partitions/part_001.tar.lz4": "the data directory",
 		"backup_manifest":                 "{}\n",
 	}
 }
@@ -61,15 +61,12 @@ func write(ctx context.Context, w *BackupWriter) error {
 			return err
 		}
 	}
-	large := objects["tar_partitions/part_001.tar.lz4"]
 	u, err := w.BeginPart(ctx, "part_001.tar.lz4")
 	if err != nil {
 		return err
 	}
-	for number, text := range []string{large[:objstore.MinPart], large[objstore.MinPart:]} {
-		if err := u.Part(ctx, number+1, int64(number*objstore.MinPart), objstore.Bytes([]byte(text))); err != nil {
-			return errors.Join(err, u.Abort(ctx))
-		}
+	if err := u.Part(ctx, 1, 0, objstore.Bytes([]byte(objects["tar_partitions/part_001.tar.lz4"]))); err != nil {
+		return errors.Join(err, u.Abort(ctx))
 	}
 	if err := u.Complete(ctx); err != nil {
 		return errors.Join(err, u.Abort(ctx))
@@ -151,7 +148,7 @@ func TestTakeBackup(t *testing.T) {
 	sameJSON(t, "walferry.json", stored(t, store, folder+"/walferry.json"), fmt.Appendf(nil, `{"version":1,"label":"nightly","server_version":"15.18",
 		"start_lsn":"0/C000028","start_timeline":1,"stop_lsn":"0/C000100","stop_timeline":1,"wal_segment_size":16777216,"compression":"server-lz4","wal":"archive","standby":false,
 		"parts":[{"name":"part_000.tar.lz4","size":8,"crc32c":"%08X","uncompressed":8589934592,"tablespace":16384,"files":3},
-			{"name":"part_001.tar.lz4","size":5242887,"crc32c":"%08X","uncompressed":8589934592,"tablespace":16384,"files":3}],
+			{"name":"part_001.tar.lz4","size":18,"crc32c":"%08X","uncompressed":8589934592,"tablespace":16384,"files":3}],
 		"manifest":{"name":"backup_manifest","size":3,"crc32c":"%08X"}}`, b.Facts.Parts[0].CRC32C, b.Facts.Parts[1].CRC32C, b.Facts.Manifest.CRC32C))
 	mustBeWhole(t, a, b)
 

@@ -142,7 +142,7 @@ func TestTakeBackupSweep(t *testing.T) {
 				t.Errorf("call %d %s: objects are left: %q", n, f, left)
 			}
 			if !reached {
-				if n != 14 {
+				if n != 13 {
 					t.Errorf("only %d calls", n-1)
 				}
 				break

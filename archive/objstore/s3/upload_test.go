@@ -82,7 +82,7 @@ func TestComplete(t *testing.T) {
 	}{
 		{"done", []answer{done, ours}, nil, true, "", "POST GET"},
 		{"done, and it is another's", []answer{done, another, aborted}, objstore.ErrExists, false, "an object of 5 bytes, not of 9", "POST GET DELETE"},
-		{"done, and nobody can look", []answer{done, broken}, nil, true, "", "POST GET GET GET GET"},
+		{"done, and nobody can look", []answer{done, busy}, nil, true, "", "POST GET GET GET GET"},
 		{"done, and nobody may look", []answer{done, forbidden}, nil, true, "", "POST GET"},
 		{"done, but under way", []answer{done, absent, done, ours}, nil, true, "", "POST GET POST GET"},
 		{"done, and never is", []answer{done, absent, done, absent, done, absent, done, absent}, nil, false, "the store says that it is done, and has no such object", "POST GET POST GET POST GET POST GET"},

@@ -5,6 +5,7 @@ package storetest
 import (
 	"bytes"
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/crc32"
@@ -53,12 +54,11 @@ func Run(t *testing.T, open func(t *testing.T) objstore.Store) {
 
 // random gives n bytes that depend on seed alone.
 func random(n int, seed uint64) []byte {
-	b := make([]byte, n)
-	r := rand.New(rand.NewPCG(seed, seed))
-	for i := range b {
-		b[i] = byte(r.Uint32())
+	b := make([]byte, 0, n+8)
+	for r := rand.NewPCG(seed, seed); len(b) < n; {
+		b = binary.LittleEndian.AppendUint64(b, r.Uint64())
 	}
-	return b
+	return b[:n]
 }
 
 func mustPut(t *testing.T, s objstore.Store, key string, content []byte) {
