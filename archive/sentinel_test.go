@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/walferry/walferry/archive/objstore/dir"
 	"github.com/walferry/walferry/segment"
 )
 
@@ -104,12 +105,12 @@ func TestSentinel(t *testing.T) {
 
 // TestWALGFixture holds parser and writer against what WAL-G itself wrote.
 func TestWALGFixture(t *testing.T) {
-	dir := filepath.Join(walgArchive, "basebackups_005")
-	sentinel, err := os.ReadFile(filepath.Join(dir, "base_000000010000000000000002"+sentinelSuffix))
+	bases := filepath.Join(walgArchive, "basebackups_005")
+	sentinel, err := os.ReadFile(filepath.Join(bases, "base_000000010000000000000002"+sentinelSuffix))
 	if err != nil {
 		t.Skipf("NOT TESTED: there is no archive of WAL-G's here: %v", err)
 	}
-	metadata, err := os.ReadFile(filepath.Join(dir, "base_000000010000000000000002", metadataName))
+	metadata, err := os.ReadFile(filepath.Join(bases, "base_000000010000000000000002", metadataName))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -130,6 +131,24 @@ func TestWALGFixture(t *testing.T) {
 		t.Fatal(err)
 	}
 	sameJSON(t, "metadata.json of that sentinel", ours, metadata)
+
+	store, err := dir.Open(walgArchive)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := New(store, Options{})
+	all, err := a.Backups(t.Context())
+	if err != nil || len(all) != 1 || all[0].Err != nil || all[0].Facts != nil || all[0].FactsErr != nil || all[0].Name.HasOffset() || !reflect.DeepEqual(all[0].Sentinel, s) {
+		t.Fatalf("%+v, %v", all, err)
+	}
+	objects, err := a.BackupObjects(t.Context(), all[0].Name)
+	if err != nil || len(objects) != 5 || objects[4].Key != "tar_partitions/pg_control.tar.lz4" {
+		t.Errorf("%+v, %v", objects, err)
+	}
+	sealed, reach, err := a.ReachFrom(t.Context(), segment.History{Timeline: 1}, m16, all[0].Start.LSN)
+	if want := (segment.Position{Timeline: 1, LSN: 0x5000000}); err != nil || sealed != want || reach != want {
+		t.Errorf("its WAL reaches to %s, %s, %v; want %s", sealed, reach, err, want)
+	}
 }
 
 func FuzzSentinel(f *testing.F) {
