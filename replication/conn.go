@@ -161,7 +161,7 @@ func (c *Conn) failed(sql string, err error) error {
 func dataRow(body []byte) ([][]byte, error) {
 	var m pgproto3.DataRow
 	if err := m.Decode(body); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+		return nil, malformed(err)
 	}
 	row := make([][]byte, len(m.Values))
 	for i, v := range m.Values {
@@ -176,10 +176,14 @@ func dataRow(body []byte) ([][]byte, error) {
 func decodeError(body []byte) (*ServerError, error) {
 	var m pgproto3.ErrorResponse
 	if err := m.Decode(body); err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrProtocol, err)
+		return nil, malformed(err)
 	}
 	return serverError(&m), nil
 }
+
+// malformed is a message that cannot be decoded. Its decoder says so with
+// io.EOF, which must not be taken for an end that was wanted.
+func malformed(err error) error { return violation("%s", err) }
 
 // System is a server's answer to IDENTIFY_SYSTEM.
 type System struct {
@@ -276,12 +280,26 @@ func CheckSlotName(name string) error {
 // is set at once. The slot is durable on return. ErrSlotExists and
 // ErrNoFreeSlot can be matched.
 func (c *Conn) CreateSlot(ctx context.Context, name string) error {
+	return c.createSlot(ctx, name, "")
+}
+
+// CreateTemporarySlot makes a physical slot that holds WAL from now on and
+// belongs to this connection: nobody else can use it, a Stream that the
+// connection becomes can, and the server drops it when the connection ends.
+// It also drops it when a command on the connection fails
+// (ReplicationSlotCleanup in WalSndErrorCleanup, walsender.c). ErrSlotExists
+// and ErrNoFreeSlot can be matched.
+func (c *Conn) CreateTemporarySlot(ctx context.Context, name string) error {
+	return c.createSlot(ctx, name, "TEMPORARY ")
+}
+
+func (c *Conn) createSlot(ctx context.Context, name, kind string) error {
 	if err := CheckSlotName(name); err != nil {
 		return err
 	}
-	sql := `CREATE_REPLICATION_SLOT "` + name + `" PHYSICAL RESERVE_WAL`
+	sql := `CREATE_REPLICATION_SLOT "` + name + `" ` + kind + `PHYSICAL RESERVE_WAL`
 	if c.version.Major() >= 15 {
-		sql = `CREATE_REPLICATION_SLOT "` + name + `" PHYSICAL (RESERVE_WAL)`
+		sql = `CREATE_REPLICATION_SLOT "` + name + `" ` + kind + `PHYSICAL (RESERVE_WAL)`
 	}
 	_, err := c.one(ctx, sql, 1)
 	return c.tagSlot(sql, err)

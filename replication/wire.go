@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"sync"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -52,25 +53,58 @@ type wire struct {
 // next returns the next message. body is borrowed until the next call.
 func (w *wire) next() (kind byte, body []byte, err error) {
 	for {
-		kind, total, err := frame(w.buf[w.rp:w.wp])
-		if err != nil {
+		kind, body, ok, err := w.take()
+		if ok || err != nil {
+			return kind, body, err
+		}
+		if err := w.fill(); err != nil {
 			return 0, nil, err
 		}
-		if total > 0 && total <= w.wp-w.rp {
-			body = w.buf[w.rp+headerSize : w.rp+total]
-			w.rp += total
-			return kind, body, nil
-		}
+	}
+}
+
+// take returns the next message if it was read already. body is borrowed until
+// the next take, fill or reserve.
+func (w *wire) take() (kind byte, body []byte, ok bool, err error) {
+	kind, total, err := frame(w.buf[w.rp:w.wp])
+	if err != nil || total == 0 || total > w.wp-w.rp {
+		return 0, nil, false, err
+	}
+	body = w.buf[w.rp+headerSize : w.rp+total : w.rp+total]
+	w.rp += total
+	return kind, body, true, nil
+}
+
+// fill reads more. The beginning of a message is moved only when there is no
+// room for the rest behind it.
+func (w *wire) fill() error {
+	_, total, err := frame(w.buf[w.rp:w.wp])
+	if err != nil {
+		return err
+	}
+	if w.rp == w.wp {
+		w.rp, w.wp = 0, 0
+	}
+	if w.rp+max(total, headerSize) > len(w.buf) {
 		w.wp = copy(w.buf, w.buf[w.rp:w.wp])
 		w.rp = 0
-		if need := max(total, 8192); need > len(w.buf) {
-			w.buf = append(make([]byte, 0, need), w.buf[:w.wp]...)[:need]
-		}
-		n, err := w.r.Read(w.buf[w.wp:])
-		w.wp += n
-		if err != nil && n == 0 {
-			return 0, nil, readError(err)
-		}
+		w.reserve(max(total, minBuffer))
+	}
+	n, err := w.r.Read(w.buf[w.wp:])
+	w.wp += n
+	if err != nil && n == 0 {
+		return readError(err)
+	}
+	return nil
+}
+
+// minBuffer is the least that a wire's buffer holds, in bytes.
+const minBuffer = 8192
+
+// reserve makes the buffer at least size bytes long. What it holds stays.
+func (w *wire) reserve(size int) {
+	if size > len(w.buf) {
+		w.buf = append(make([]byte, 0, size), w.buf...)[:size]
 	}
 }
 
@@ -119,4 +153,60 @@ func whileContext(ctx context.Context, conn net.Conn, f func() error) error {
 		return conn.SetDeadline(time.Time{})
 	}
 	return err
+}
+
+// leash makes the reads and writes of a connection fail as soon as a context
+// ends, as whileContext does, over many calls: taking the same context again
+// costs nothing. It keeps the context's channel, never the context. It is safe
+// for concurrent use.
+type leash struct {
+	conn net.Conn
+
+	mu    sync.Mutex
+	over  bool            // drop was called
+	done  <-chan struct{} // of the context that holds; nil: none does
+	stop  func() bool
+	fired chan struct{}
+}
+
+// hold gives the leash to ctx, and takes it from the one that held it. A
+// deadline that an earlier context has left behind is gone then.
+func (l *leash) hold(ctx context.Context) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	done := ctx.Done()
+	if l.over || done == l.done {
+		return
+	}
+	l.release()
+	if done == nil {
+		return
+	}
+	fired := make(chan struct{})
+	l.done, l.fired = done, fired
+	l.stop = context.AfterFunc(ctx, func() {
+		defer close(fired)
+		_ = l.conn.SetDeadline(longAgo()) // as in whileContext
+	})
+}
+
+// release needs mu.
+func (l *leash) release() {
+	if l.done == nil {
+		return
+	}
+	if !l.stop() {
+		<-l.fired
+		// A connection that takes no deadline was not hurt by that one.
+		_ = l.conn.SetDeadline(time.Time{})
+	}
+	l.done, l.stop, l.fired = nil, nil, nil
+}
+
+// drop ends the leash: no context holds the connection any more.
+func (l *leash) drop() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.release()
+	l.over = true
 }
