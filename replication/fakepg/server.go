@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"slices"
 	"strings"
@@ -36,31 +37,34 @@ type Server struct {
 	options Options
 	wal     *WAL
 
-	mu         sync.Mutex
-	timeline   segment.Timeline
-	settings   map[string]string
-	slots      map[string]*slot
-	removed    segment.LSN // WAL before it is gone
-	scripts    []func(*Walsender) error
-	onCommand  func(sql string) error
-	onQuery    func(database, sql string) (Rows, error)
-	startupErr *replication.ServerError
-	down       bool
-	shutdown   bool
-	closeAfter int // messages until a stream's connection is cut; < 0: never
-	conns      map[*conn]struct{}
-	statuses   []replication.Status
-	commands   []string
-	startups   []map[string]string
-	changed    chan struct{} // closed and replaced when something above changes
-	closed     bool
-	listeners  []net.Listener
-	wg         sync.WaitGroup
+	mu            sync.Mutex
+	timeline      segment.Timeline
+	settings      map[string]string
+	slots         map[string]*slot
+	removed       segment.LSN // WAL before it is gone
+	scripts       []func(*Walsender) error
+	backup        *Backup
+	backupScripts []func(*BackupSender) error
+	onCommand     func(sql string) error
+	onQuery       func(database, sql string) (Rows, error)
+	startupErr    *replication.ServerError
+	down          bool
+	shutdown      bool
+	closeAfter    int // messages until the connection of a stream or backup is cut; < 0: never
+	conns         map[*conn]struct{}
+	statuses      []replication.Status
+	commands      []string
+	startups      []map[string]string
+	changed       chan struct{} // closed and replaced when something above changes
+	closed        bool
+	listeners     []net.Listener
+	wg            sync.WaitGroup
 }
 
 type slot struct {
 	restart segment.LSN
 	active  bool
+	owner   *conn // of a temporary slot; nil: a lasting one
 }
 
 // Rows is the answer to an ordinary query.
@@ -176,8 +180,8 @@ func (s *Server) RemoveWALBefore(l segment.LSN) {
 	s.update(func() { s.removed = s.wal.Size().Start(l) })
 }
 
-// CloseAfter cuts the connection of every stream after n messages of it, in
-// the place of the next one; a negative n ends that.
+// CloseAfter cuts the connection of every stream and base backup after n
+// messages of it, in the place of the next one; a negative n ends that.
 func (s *Server) CloseAfter(n int) { s.update(func() { s.closeAfter = n }) }
 
 // SetSlot makes or moves a slot.
@@ -312,6 +316,7 @@ func (s *Server) serve(nc net.Conn) bool {
 	s.wg.Go(func() {
 		defer func() {
 			c.close()
+			c.dropTemporary()
 			s.mu.Lock()
 			delete(s.conns, c)
 			s.mu.Unlock()
@@ -479,8 +484,18 @@ func errorResponse(e *replication.ServerError) *pgproto3.ErrorResponse {
 // ready is the end of a command.
 var ready = pgproto3.ReadyForQuery{TxStatus: 'I'}
 
+// dropTemporary drops the connection's temporary slots, as the server does
+// when a command fails and when the connection ends.
+func (c *conn) dropTemporary() {
+	s := c.server
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	maps.DeleteFunc(s.slots, func(_ string, sl *slot) bool { return sl.owner == c })
+}
+
 // fail answers a command with an error.
 func (c *conn) fail(code, routine, format string, args ...any) error {
+	c.dropTemporary()
 	return c.send(errorResponse(&replication.ServerError{Severity: "ERROR", SQLSTATE: code, Routine: routine, Message: fmt.Sprintf(format, args...)}), &ready)
 }
 
@@ -489,12 +504,8 @@ func (c *conn) row(tag string, columns []string, values ...[]byte) error {
 	return c.rows(tag, columns, [][][]byte{values})
 }
 
-func (c *conn) rows(tag string, columns []string, rows [][][]byte) error {
-	d := &pgproto3.RowDescription{}
-	for _, name := range columns {
-		d.Fields = append(d.Fields, pgproto3.FieldDescription{Name: []byte(name), DataTypeOID: 25, DataTypeSize: -1, TypeModifier: -1})
-	}
-	c.backend.Send(d)
+func (c *conn) rows(tag string, names []string, rows [][][]byte) error {
+	c.backend.Send(columns(names...))
 	for _, r := range rows {
 		c.backend.Send(&pgproto3.DataRow{Values: r})
 	}
@@ -510,6 +521,7 @@ func (c *conn) command(sql string) error {
 		var se *replication.ServerError
 		switch err := hook(sql); {
 		case errors.As(err, &se):
+			c.dropTemporary()
 			if se.Severity != "ERROR" {
 				return errors.Join(c.send(errorResponse(se)), ErrDrop)
 			}
@@ -549,6 +561,8 @@ func (c *conn) command(sql string) error {
 		return c.slotCommand(word, rest)
 	case "START_REPLICATION":
 		return c.startReplication(rest)
+	case "BASE_BACKUP":
+		return c.baseBackup(sql)
 	}
 	return c.fail("42601", "replication_yyerror", "syntax error")
 }
@@ -592,20 +606,25 @@ func (c *conn) slotCommand(word, rest string) error {
 		if sl != nil {
 			return c.fail("42710", "ReplicationSlotCreate", "replication slot %q already exists", name)
 		}
-		if !strings.HasPrefix(rest, "PHYSICAL") {
+		kind, temporary := strings.CutPrefix(rest, "TEMPORARY ")
+		if !strings.HasPrefix(kind, "PHYSICAL") {
 			return c.fail("42601", "replication_yyerror", "syntax error")
 		}
 		at := segment.LSN(0)
 		if strings.Contains(rest, "RESERVE_WAL") {
 			at = s.End()
 		}
-		s.SetSlot(name, at)
+		made := &slot{restart: at}
+		if temporary {
+			made.owner = c
+		}
+		s.update(func() { s.slots[name] = made })
 		return c.row("CREATE_REPLICATION_SLOT", []string{"slot_name", "consistent_point", "snapshot_name", "output_plugin"}, []byte(name), []byte("0/0"), nil, nil)
 	case "DROP_REPLICATION_SLOT":
 		if sl == nil {
 			return c.fail("42704", "ReplicationSlotAcquire", "replication slot %q does not exist", name)
 		}
-		if s.slotActive(name) {
+		if s.slotTaken(name, c) {
 			return c.fail("55006", "ReplicationSlotAcquire", "replication slot %q is active for PID 1", name)
 		}
 		s.update(func() { delete(s.slots, name) })
@@ -623,9 +642,13 @@ func (c *conn) slotCommand(word, rest string) error {
 	return c.row("READ_REPLICATION_SLOT", columns, []byte("physical"), fmt.Append(nil, restart), fmt.Append(nil, h.Owner(restart)))
 }
 
-func (s *Server) slotActive(name string) bool {
+// slotTaken tells whether a slot is another's, or in use.
+func (s *Server) slotTaken(name string, by *conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	sl, ok := s.slots[name]
-	return ok && sl.active
+	return ok && sl.taken(by)
 }
+
+// taken needs the server's mu.
+func (sl *slot) taken(by *conn) bool { return sl.active || sl.owner != nil && sl.owner != by }

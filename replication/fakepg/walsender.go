@@ -63,17 +63,17 @@ func (c *conn) startReplication(rest string) error {
 		}
 	})
 	if w.Slot != "" {
-		active, exists := false, false
+		exists, taken := false, false
 		s.update(func() {
 			if sl, ok := s.slots[w.Slot]; ok {
-				exists, active = true, sl.active
-				sl.active = true
+				exists, taken = true, sl.taken(c)
+				sl.active = sl.active || !taken
 			}
 		})
 		if !exists {
 			return c.fail("42704", "ReplicationSlotAcquire", "replication slot %q does not exist", w.Slot)
 		}
-		if active {
+		if taken {
 			return c.fail("55006", "ReplicationSlotAcquire", "replication slot %q is active for PID 1", w.Slot)
 		}
 		defer s.update(func() {
@@ -254,6 +254,7 @@ func (w *Walsender) Fail(e *replication.ServerError) error {
 	if e.Severity == "" {
 		e.Severity = "ERROR"
 	}
+	w.conn.dropTemporary()
 	if e.Severity != "ERROR" {
 		return errors.Join(w.conn.send(errorResponse(e)), ErrDrop)
 	}
