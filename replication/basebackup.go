@@ -19,7 +19,7 @@ import (
 
 // ErrNoCompression: the server cannot compress a base backup as asked for: it
 // is older than PostgreSQL 15, or was built without the library.
-var ErrNoCompression = errors.New("the server cannot compress a base backup so")
+var ErrNoCompression = errors.New("the server cannot compress a base backup in this way")
 
 // BackupOptions say how the server takes a base backup. What is not here is
 // always so: with a tablespace map instead of symbolic links, with a manifest
@@ -193,7 +193,7 @@ func (c *Conn) BaseBackup(ctx context.Context, o BackupOptions) (*BaseBackup, er
 	if err := o.check(); err != nil {
 		return nil, err
 	}
-	sql := o.command(c.version)
+	const sql = "BASE_BACKUP" // in errors: the whole is long, and tells nothing more
 	switch {
 	case c.dead:
 		return nil, fmt.Errorf("%s: %w", sql, ErrClosed)
@@ -207,14 +207,15 @@ func (c *Conn) BaseBackup(ctx context.Context, o BackupOptions) (*BaseBackup, er
 	b.state = backupState{typed: c.version.Major() >= 15, extension: ext}
 	var reported *ServerError
 	err := whileContext(ctx, c.wire.conn, func() error {
-		if err := c.wire.send(&pgproto3.Query{String: sql}); err != nil {
+		if err := c.wire.send(&pgproto3.Query{String: o.command(c.version)}); err != nil {
 			return err
 		}
 		for !b.state.copying {
 			kind, body, err := c.wire.next()
 			if err != nil {
 				if reported != nil {
-					return nil // a FATAL error, and then the end: the error says more
+					c.dead = true
+					return nil // the error says more than the end that it led to
 				}
 				return err
 			}
@@ -309,9 +310,6 @@ func (b *BaseBackup) Next(ctx context.Context) (BackupMessage, error) {
 // next reads until there is something to hand over, or the backup is complete.
 func (b *BaseBackup) next(ctx context.Context) (BackupMessage, error) {
 	for {
-		if m, ok := b.state.queued(); ok {
-			return m, nil
-		}
 		select {
 		case <-b.ending:
 			return BackupMessage{}, ErrClosed
@@ -319,6 +317,9 @@ func (b *BaseBackup) next(ctx context.Context) (BackupMessage, error) {
 		}
 		if err := ctx.Err(); err != nil {
 			return BackupMessage{}, err
+		}
+		if m, ok := b.state.queued(); ok {
+			return m, nil
 		}
 		kind, body, err := b.receive(ctx)
 		if err != nil {

@@ -11,15 +11,18 @@ import (
 // stopping, full or unreachable, a name that does not resolve, a slot in use,
 // and also a wrong password or a missing pg_hba.conf line, since these are
 // mended on the server. Final are: protocol violations, settings that the
-// server does not know, a certificate that our settings do not accept, and
-// what a person must decide (WAL removed, ahead, another history, slots that
-// are missing, lost or logical). Nor is the cancelling of our own context.
+// server does not know, a compression that it does not have, a certificate
+// that our settings do not accept, and what a person must decide (WAL removed,
+// ahead, another history, slots that are missing, lost or logical). Nor is the
+// cancelling of our own context.
 func Passing(err error) bool {
 	var se *ServerError
 	switch {
 	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, ErrClosed):
 		return false
 	case errors.Is(err, ErrProtocol), errors.Is(err, ErrUnsupported), certificateError(err) != nil:
+		return false
+	case errors.Is(err, ErrNoCompression):
 		return false
 	case errors.Is(err, ErrWALRemoved), errors.Is(err, ErrAhead), errors.Is(err, ErrNotInHistory), errors.Is(err, ErrNoHistory):
 		return false

@@ -98,7 +98,7 @@ func newCluster(t *testing.T, bin string) *cluster {
 			t.Fatal(err)
 		}
 	}
-	pg.run("initdb", "-D", pg.data, "-U", "postgres", "-A", "trust", "--no-sync", "--no-locale", "-E", "UTF8")
+	pg.run("initdb", "-D", pg.data, "-U", "postgres", "-A", "trust", "-k", "--no-sync", "--no-locale", "-E", "UTF8")
 	pg.configure(fmt.Sprintf("listen_addresses='127.0.0.1'\nport=%d\nunix_socket_directories='%s'\nfsync=off\nmax_wal_senders=5\nmax_replication_slots=4\nwal_keep_size=0\nwal_level=logical\n", pg.port, home))
 	pg.start()
 	t.Cleanup(func() { _ = pg.command("pg_ctl", "-D", pg.data, "-m", "immediate", "-w", "stop").Run() })

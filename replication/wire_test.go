@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/segment"
 )
@@ -42,7 +43,8 @@ func (p *pieces) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (p *pieces) Close() error { return nil }
+func (p *pieces) Close() error                { return nil }
+func (p *pieces) SetDeadline(time.Time) error { return nil }
 
 func pieceStream(data []byte, size int) *Stream {
 	p := &pieces{data: data, size: size}
@@ -189,6 +191,7 @@ func (e *endless) Read(b []byte) (int, error) {
 
 func (e *endless) Write(b []byte) (int, error) { return len(b), nil }
 func (e *endless) Close() error                { return nil }
+func (e *endless) SetDeadline(time.Time) error { return nil }
 
 // Reception allocates nothing for a message, be it small or large.
 func BenchmarkStream(b *testing.B) {

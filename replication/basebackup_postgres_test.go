@@ -1,0 +1,267 @@
+package replication_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash/crc32"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/klauspost/compress/zstd"
+	"github.com/pierrec/lz4/v4"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/segment"
+)
+
+// received is a whole base backup as its owner saw it.
+type received struct {
+	archives []receivedArchive
+	manifest []byte
+	warnings []replication.BackupMessage
+	progress []int64
+	largest  int // message of content, in bytes
+}
+
+type receivedArchive struct {
+	name    string
+	space   replication.Tablespace
+	content []byte
+}
+
+// receive takes a backup to its end. err is nil for io.EOF.
+func receive(t *testing.T, b *replication.BaseBackup) (r received, err error) {
+	t.Helper()
+	var to *[]byte
+	for {
+		m, err := b.Next(t.Context())
+		if err != nil {
+			again, err2 := b.Next(t.Context())
+			if again.Kind != 0 || err2.Error() != err.Error() {
+				t.Errorf("Next after its end is %+v, %v; it was %v", again, err2, err)
+			}
+			if err == io.EOF { //nolint:errorlint // nothing else may be taken for it
+				err = nil
+			} else if errors.Is(err, io.EOF) {
+				t.Errorf("an error that reads as the end: %v", err)
+			}
+			return r, err
+		}
+		switch m.Kind {
+		case replication.BackupArchive:
+			r.archives = append(r.archives, receivedArchive{name: m.Name, space: m.Tablespace})
+			to = &r.archives[len(r.archives)-1].content
+		case replication.BackupManifest:
+			to = &r.manifest
+		case replication.BackupData:
+			if len(m.Data) == 0 || to == nil {
+				t.Errorf("content of %d bytes, belonging to %v", len(m.Data), to)
+				continue
+			}
+			r.largest = max(r.largest, len(m.Data))
+			*to = append(*to, m.Data...)
+		case replication.BackupProgress:
+			r.progress = append(r.progress, m.Done)
+		case replication.BackupWarning:
+			r.warnings = append(r.warnings, m)
+		default:
+			t.Errorf("message %+v", m)
+		}
+	}
+}
+
+// plain undoes what the server compressed.
+func plain(t *testing.T, a receivedArchive) []byte {
+	t.Helper()
+	switch {
+	case strings.HasSuffix(a.name, ".lz4"):
+		b, err := io.ReadAll(lz4.NewReader(bytes.NewReader(a.content)))
+		if err != nil {
+			t.Fatalf("%s: %v", a.name, err)
+		}
+		return b
+	case strings.HasSuffix(a.name, ".zst"):
+		d, err := zstd.NewReader(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer d.Close()
+		b, err := d.DecodeAll(a.content, nil)
+		if err != nil {
+			t.Fatalf("%s: %v", a.name, err)
+		}
+		return b
+	}
+	return a.content
+}
+
+// files unpacks all archives: content by the names that the manifest uses.
+// tarBytes is how long the tar files are.
+func (r received) files(t *testing.T) (files map[string][]byte, tarBytes int64) {
+	t.Helper()
+	files = map[string][]byte{}
+	for _, a := range r.archives {
+		content := plain(t, a)
+		tarBytes += int64(len(content))
+		if len(content)%512 != 0 || len(content) < 1024 || !bytes.Equal(content[len(content)-1024:], make([]byte, 1024)) {
+			t.Errorf("%s, %d bytes, has not the end of a tar file", a.name, len(content))
+		}
+		prefix := ""
+		if a.space.OID != 0 {
+			prefix = fmt.Sprintf("pg_tblspc/%d/", a.space.OID)
+		}
+		for in := tar.NewReader(bytes.NewReader(content)); ; {
+			h, err := in.Next()
+			if err == io.EOF { //nolint:errorlint // archive/tar promises it bare
+				break
+			}
+			if err != nil {
+				t.Fatalf("%s: %v", a.name, err)
+			}
+			switch h.Typeflag {
+			case tar.TypeDir:
+			case tar.TypeReg:
+				b, err := io.ReadAll(in)
+				if err != nil {
+					t.Fatalf("%s, %s: %v", a.name, h.Name, err)
+				}
+				if _, twice := files[prefix+h.Name]; twice {
+					t.Errorf("%s%s comes twice", prefix, h.Name)
+				}
+				files[prefix+h.Name] = b
+			default:
+				t.Errorf("%s: %s is a %q", a.name, h.Name, h.Typeflag)
+			}
+		}
+	}
+	return files, tarBytes
+}
+
+// hold compares all files with the manifest.
+func (r received) hold(t *testing.T) (files map[string][]byte) {
+	t.Helper()
+	files, tarBytes := r.files(t)
+	if n := len(r.progress); n == 0 || r.progress[n-1] != tarBytes {
+		t.Errorf("progress %v; the archives have %d bytes", r.progress, tarBytes)
+	}
+	var m struct {
+		Files []struct {
+			Path              string
+			Size              int
+			ChecksumAlgorithm string `json:"Checksum-Algorithm"`
+			Checksum          string
+		}
+	}
+	if err := json.Unmarshal(r.manifest, &m); err != nil {
+		t.Fatalf("the manifest: %v", err)
+	}
+	for _, f := range m.Files {
+		b, ok := files[f.Path]
+		sum := crc32.Checksum(b, crc32.MakeTable(crc32.Castagnoli))
+		if want := fmt.Sprintf("%02x%02x%02x%02x", byte(sum), byte(sum>>8), byte(sum>>16), byte(sum>>24)); !ok || len(b) != f.Size || f.ChecksumAlgorithm != "CRC32C" || f.Checksum != want {
+			t.Errorf("%s: present %v, %d bytes, %s; the manifest says %+v", f.Path, ok, len(b), want, f)
+		}
+	}
+	if len(m.Files) != len(files) || len(files) < 500 {
+		t.Errorf("%d files, %d in the manifest", len(files), len(m.Files))
+	}
+	return files
+}
+
+// tablespace makes a tablespace and a table inside it, and returns its OID.
+func (pg *cluster) tablespace(name string) (oid, location string) {
+	pg.t.Helper()
+	location = filepath.Join(pg.home, name)
+	if err := os.Mkdir(location, 0o700); err != nil {
+		pg.t.Fatal(err)
+	}
+	if pg.attr != nil {
+		if err := os.Chown(location, int(pg.attr.Credential.Uid), int(pg.attr.Credential.Gid)); err != nil {
+			pg.t.Fatal(err)
+		}
+	}
+	pg.sql(fmt.Sprintf("CREATE TABLESPACE %s LOCATION '%s'", name, location))
+	pg.sql(fmt.Sprintf("CREATE TABLE in_%s TABLESPACE %s AS SELECT g, repeat('x', 500) FROM generate_series(1, 2000) g", name, name))
+	return pg.sql(fmt.Sprintf("SELECT oid FROM pg_tablespace WHERE spcname = '%s'", name)), location
+}
+
+func TestPostgresBaseBackup(t *testing.T) {
+	eachServer(t, func(t *testing.T, pg *cluster) {
+		pg.sql("CREATE TABLE t AS SELECT g, repeat('x', 500) FROM generate_series(1, 40000) g")
+		oid, location := pg.tablespace("space")
+		for _, o := range []replication.BackupOptions{
+			{Fast: true, Label: `it's "quoted" \ \' \n, ''twice'', größer 日本 🐘`},
+			{Fast: true, Compression: "lz4", Label: `'`},
+			{Fast: true, Compression: "lz4", Level: 1, Label: `\`},
+			{Fast: true, Compression: "zstd", Level: 1, Label: strings.Repeat("ä", 511)},
+			{Fast: true, MaxRate: 1 << 20},
+		} {
+			t.Run(fmt.Sprintf("%s-%d", o.Compression, o.Level), func(t *testing.T) {
+				conn := pg.connect()
+				b, err := conn.BaseBackup(t.Context(), o)
+				if errors.Is(err, replication.ErrNoCompression) {
+					t.Logf("NOT TESTED: %v", err)
+					if replication.Passing(err) {
+						t.Error("a server that cannot compress is said to pass")
+					}
+					o.Compression, o.Level = "", 0
+					b, err = conn.BaseBackup(t.Context(), o)
+				}
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer func() { _ = b.Close() }()
+				spaces := b.Tablespaces()
+				if len(spaces) != 2 || fmt.Sprint(spaces[0].OID) != oid || spaces[0].Location != location || spaces[0].Size < 1<<20 ||
+					spaces[1].OID != 0 || spaces[1].Location != "" || spaces[1].Size < 20<<20 {
+					t.Errorf("tablespaces %+v", spaces)
+				}
+				if b.Stop() != (segment.Position{}) {
+					t.Errorf("Stop is %v before the end", b.Stop())
+				}
+				began := time.Now()
+				r, err := receive(t, b)
+				if err != nil {
+					t.Fatal(err)
+				}
+				t.Logf("%v; largest message %d bytes", time.Since(began), r.largest)
+				if b.Start().Timeline != 1 || b.Stop().Timeline != 1 || b.Stop().LSN <= b.Start().LSN || b.Suspect() != nil || len(r.warnings) > 0 {
+					t.Errorf("from %v to %v, suspect %v, warnings %+v", b.Start(), b.Stop(), b.Suspect(), r.warnings)
+				}
+				ext := map[string]string{"": ".tar", "lz4": ".tar.lz4", "zstd": ".tar.zst"}[o.Compression]
+				if len(r.archives) != 2 || r.archives[0].name != oid+ext || r.archives[0].space != spaces[0] || r.archives[1].name != "base"+ext || r.archives[1].space != spaces[1] {
+					t.Fatalf("archives %+v", r.archives)
+				}
+				files := r.hold(t)
+				label := string(files["backup_label"])
+				want := o.Label
+				if want == "" {
+					want = "base backup"
+				}
+				if !strings.Contains(label, "\nLABEL: "+want+"\n") || !strings.Contains(label, "START WAL LOCATION: "+b.Start().LSN.String()+" ") || !strings.Contains(label, "\nSTART TIMELINE: 1\n") {
+					t.Errorf("label %q: backup_label is %q", o.Label, label)
+				}
+				if got := string(files["tablespace_map"]); got != oid+" "+location+"\n" {
+					t.Errorf("tablespace_map is %q", got)
+				}
+			})
+		}
+
+		// What the server refuses leaves the connection as it was.
+		conn := pg.connect()
+		pg.sql("ALTER ROLE postgres NOREPLICATION") // a superuser may all the same
+		if _, err := conn.BaseBackup(t.Context(), replication.BackupOptions{Label: "x\nSTART TIMELINE: 9"}); err == nil {
+			t.Error("a label of two lines was taken")
+		}
+		if _, err := conn.IdentifySystem(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
+}
