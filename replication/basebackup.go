@@ -2,7 +2,6 @@ package replication
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"slices"
@@ -16,10 +15,6 @@ import (
 
 	"github.com/walferry/walferry/segment"
 )
-
-// ErrNoCompression: the server cannot compress a base backup as asked for: it
-// is older than PostgreSQL 15, or was built without the library.
-var ErrNoCompression = errors.New("the server cannot compress a base backup in this way")
 
 // BackupOptions say how the server takes a base backup. What is not here is
 // always so: with a tablespace map instead of symbolic links, with a manifest
@@ -154,8 +149,9 @@ type BackupMessage struct {
 	Done       int64      // BackupProgress: bytes of all archives so far, before compression
 	Text       string     // BackupWarning: what the server says, one line
 	Severity   string     // BackupWarning: "WARNING", "NOTICE" and so on, not localised
-	// Suspect marks a BackupWarning about a page or a file whose checksum is
-	// wrong, or could not be verified.
+	// Suspect marks a BackupWarning about a page or file whose checksum is
+	// wrong or could not be verified. If any was wrong, BaseBackup.Suspect
+	// says so in the end; the server names five pages of a file.
 	Suspect bool
 }
 

@@ -40,6 +40,9 @@ var (
 	ErrNoFreeSlot = errors.New("no replication slot is free")
 	// ErrUnsupported: this server version does not know the command.
 	ErrUnsupported = errors.New("not supported by this server version")
+	// ErrNoCompression: the server cannot compress a base backup as asked for:
+	// it is older than PostgreSQL 15, or was built without the library.
+	ErrNoCompression = errors.New("the server cannot compress a base backup in this way")
 	// ErrProtocol: the server sent what the protocol does not allow.
 	ErrProtocol = errors.New("protocol violation")
 	// ErrClosed: the connection or stream was closed by its owner.

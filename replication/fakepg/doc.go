@@ -5,7 +5,9 @@
 // accepts.
 //
 // Left alone it behaves like a walsender. A test makes it misbehave by a
-// script for the next START_REPLICATION (Server.Script), by an answer to a
-// command (Server.OnCommand), or by cutting connections (CloseAfter, Stop).
-// Every status that a client sends is recorded.
+// script for the next START_REPLICATION or BASE_BACKUP (Server.Script,
+// Server.ScriptBackup), by an answer to a command (Server.OnCommand), or by
+// cutting connections (CloseAfter, Stop). Every status that a client sends is
+// recorded. What a base backup holds comes from the test (Server.SetBackup);
+// its framing is that of Options.Version.
 package fakepg
