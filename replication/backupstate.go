@@ -127,9 +127,6 @@ func (s *backupState) tablespace(body []byte) error {
 	if len(row) < 3 || (row[0] == nil) != (row[1] == nil) {
 		return violation("a tablespace in %d columns", len(row))
 	}
-	if n := len(s.spaces); n > 0 && s.spaces[n-1].OID == 0 {
-		return violation("a tablespace behind the data directory")
-	}
 	space, name := Tablespace{Size: -1}, "base"
 	if row[0] != nil {
 		oid, err := strconv.ParseUint(string(row[0]), 10, 32)
@@ -275,11 +272,9 @@ func (s *backupState) content(body []byte) (BackupMessage, error) {
 	case 'n':
 		i := slices.Index(s.names, string(t.name))
 		switch {
-		case s.section == BackupManifest:
-			return BackupMessage{}, violation("archive %q behind the manifest", t.name)
 		case i < 0:
 			return BackupMessage{}, violation("archive %q is of none of the tablespaces", t.name)
-		case s.begun[i]:
+		case s.begun[i]: // as it has behind the manifest
 			return BackupMessage{}, violation("archive %q a second time", t.name)
 		case string(t.path) != s.spaces[i].Location:
 			return BackupMessage{}, violation("archive %q is of %q, not of %q", t.name, t.path, s.spaces[i].Location)
