@@ -289,6 +289,52 @@ func TestLeash(t *testing.T) {
 	})
 }
 
+// slowDeadline is a connection whose deadline takes its time to be set.
+type slowDeadline struct {
+	net.Conn
+	deadlines []time.Time
+}
+
+func (s *slowDeadline) SetDeadline(at time.Time) error {
+	if !at.IsZero() {
+		time.Sleep(time.Second)
+	}
+	s.deadlines = append(s.deadlines, at)
+	return nil
+}
+
+// A deadline that is just being set for one context is not left to the next.
+func TestLeashWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		conn := &slowDeadline{}
+		l := leash{conn: conn}
+		first, cancel := context.WithCancel(t.Context())
+		l.hold(first)
+		cancel()
+		l.hold(t.Context())
+		l.drop()
+		time.Sleep(time.Minute)
+		if d := conn.deadlines; len(d) != 2 || d[0].IsZero() || !d[1].IsZero() {
+			t.Errorf("deadlines %v", d)
+		}
+	})
+}
+
+// What was read before Close is not handed over behind it.
+func TestBackupClosed(t *testing.T) {
+	b := running(true, 1<<20, copyData("dcontent"))
+	if _, err := b.Next(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if kind, _, _ := frame(b.wire.buf[b.wire.rp:b.wire.wp]); kind != 'd' {
+		t.Fatal("nothing waits")
+	}
+	_ = b.Close()
+	if m, err := b.Next(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("Next after Close: %+v, %v", m, err)
+	}
+}
+
 // BenchmarkBackup is reception alone: what the wire costs for each byte.
 func BenchmarkBackup(b *testing.B) {
 	for _, size := range []int{32 << 10, 184_000} {

@@ -257,6 +257,12 @@ func TestBackupNoCompression(t *testing.T) {
 
 		// Any other refusal is none of compression's.
 		s.OnCommand(func(string) error {
+			return &replication.ServerError{Severity: "ERROR", SQLSTATE: "42601", Routine: "parse_basebackup_options", Message: "unrecognized base backup option"}
+		})
+		if _, err := connect(t, c).BaseBackup(t.Context(), replication.BackupOptions{}); err == nil || errors.Is(err, replication.ErrNoCompression) {
+			t.Errorf("%v", err)
+		}
+		s.OnCommand(func(string) error {
 			return &replication.ServerError{Severity: "ERROR", SQLSTATE: "55000", Message: "WAL level not sufficient for making an online backup"}
 		})
 		conn := connect(t, c)
@@ -677,7 +683,11 @@ func TestBackupContext(t *testing.T) {
 				// Another context each time, most of them over when the next
 				// call comes.
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				began := time.Now()
 				_, err = b.Next(ctx)
+				if waited := time.Since(began); waited > time.Minute {
+					t.Errorf("silent at message %d: waited for %v", n, waited)
+				}
 				if n%2 == 0 || err != nil {
 					cancel()
 					synctest.Wait()

@@ -85,6 +85,30 @@ func TestStreamPieces(t *testing.T) {
 	}
 }
 
+// A body's room ends where the next message begins, and once everything was
+// taken the whole buffer is read into.
+func TestWireRoom(t *testing.T) {
+	in := append(message('a', 1, 2, 3), message('b', 4)...)
+	var asked []int
+	w := &wire{r: readerOf(func(b []byte) (int, error) {
+		asked = append(asked, len(b))
+		return copy(b, in), nil
+	})}
+	for range 2 {
+		_, body, err := w.next()
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = append(body, 0xFF) // a body is its reader's, what is behind it is not
+		if kind, body, err := w.next(); kind != 'b' || len(body) != 1 || err != nil {
+			t.Errorf("%q, %v, %v", kind, body, err)
+		}
+	}
+	if len(asked) != 2 || asked[1] != len(w.buf) {
+		t.Errorf("reads of %v bytes into %d", asked, len(w.buf))
+	}
+}
+
 // FuzzStream feeds garbage: it must end in a clear error, never in a panic,
 // and data must never lie outside the batch.
 func FuzzStream(f *testing.F) {
