@@ -643,3 +643,73 @@ func BenchmarkEncode(b *testing.B) {
 		})
 	}
 }
+
+// A stream says no size, is read to its end, and is damaged wherever it is cut.
+func TestStream(t *testing.T) {
+	for _, m := range methods {
+		t.Run(m.String(), func(t *testing.T) {
+			e := NewEncoders(m)
+			for _, n := range sizes(m) {
+				content := walLike(n, uint64(n))
+				var out bytes.Buffer
+				w, err := e.NewStream(&out)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for p := content; len(p) > 0; {
+					c := min(len(p), 77_777)
+					if _, err := w.Write(p[:c]); err != nil {
+						t.Fatal(err)
+					}
+					p = p[c:]
+				}
+				if err := w.Close(); err != nil {
+					t.Fatal(err)
+				}
+				got, err := decode(out.Bytes(), m.Ext())
+				if err != nil || !bytes.Equal(got, content) {
+					t.Fatalf("%d bytes: %d bytes back, %v", n, len(got), err)
+				}
+				if m.Name == None {
+					continue
+				}
+				for _, cut := range cutsOf(out.Len()) {
+					if got, err := decode(out.Bytes()[:cut], m.Ext()); !errors.Is(err, ErrDamaged) {
+						t.Fatalf("%d bytes, cut to %d of %d: %d bytes, %v", n, cut, out.Len(), len(got), err)
+					}
+				}
+				// The encoder goes back to those that are told the size.
+				if got := encode(t, e, content, whole); !bytes.Equal(got, encode(t, NewEncoders(m), content, whole)) {
+					t.Error("a used encoder writes another frame")
+				}
+			}
+		})
+	}
+}
+
+// A stream whose target fails gets no end, whoever closes it.
+func TestStreamGivenUp(t *testing.T) {
+	for _, m := range methods {
+		if m.Name == None {
+			continue
+		}
+		broken := errors.New("cancelled")
+		var out bytes.Buffer
+		w, err := NewEncoders(m).NewStream(writerFunc(func(p []byte) (int, error) {
+			if out.Len() > 100_000 {
+				return 0, broken
+			}
+			return out.Write(p)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, err = w.Write(walLike(3<<20, 6))
+		if err = errors.Join(err, w.Close()); !errors.Is(err, broken) {
+			t.Errorf("%s: %v", m, err)
+		}
+		if got, err := decode(out.Bytes(), m.Ext()); !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: what was written before decodes to %d bytes, %v", m, len(got), err)
+		}
+	}
+}

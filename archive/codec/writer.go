@@ -20,10 +20,13 @@ type Encoders struct {
 }
 
 // encoder is what the libraries' writers have in common, made to start anew.
+// A contentSize of unknownSize is not written into the frame.
 type encoder interface {
 	io.WriteCloser
 	start(w io.Writer, contentSize int64) error
 }
+
+const unknownSize = -1
 
 // NewEncoders returns encoders of method m.
 func NewEncoders(m Method) *Encoders { return &Encoders{method: m} }
@@ -41,6 +44,19 @@ func (e *Encoders) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, er
 	if contentSize < 0 {
 		return nil, fmt.Errorf("encoding %s: negative content size %d", e.method, contentSize)
 	}
+	return e.newWriter(w, contentSize)
+}
+
+// NewStream is NewWriter for content whose size nobody knows beforehand: the
+// frame says none. Its end mark and its checksum tell a reader that it is
+// whole all the same. A stream that must not be taken for whole is not closed
+// in good order but given up by the failing of w: a Write of it fails, and
+// Close then adds nothing.
+func (e *Encoders) NewStream(w io.Writer) (io.WriteCloser, error) {
+	return e.newWriter(w, unknownSize)
+}
+
+func (e *Encoders) newWriter(w io.Writer, contentSize int64) (io.WriteCloser, error) {
 	enc, _ := e.pool.Get().(encoder)
 	if enc == nil {
 		var err error
@@ -90,7 +106,7 @@ func newEncoder(m Method) (encoder, error) {
 type writer struct {
 	encoders *Encoders
 	enc      encoder // nil when closed
-	size     int64
+	size     int64   // or unknownSize
 	written  int64
 	err      error
 }
@@ -101,7 +117,7 @@ func (w *writer) Write(p []byte) (int, error) {
 		return 0, fmt.Errorf("encoding %s: write after close", w.encoders.method)
 	case w.err != nil:
 		return 0, w.err
-	case int64(len(p)) > w.size-w.written:
+	case w.size != unknownSize && int64(len(p)) > w.size-w.written:
 		w.err = fmt.Errorf("encoding %s: %d bytes or more written where %d were announced", w.encoders.method, w.written+int64(len(p)), w.size)
 		return 0, w.err
 	}
@@ -119,7 +135,7 @@ func (w *writer) Close() error {
 	}
 	enc := w.enc
 	w.enc = nil
-	if w.err == nil && w.written != w.size {
+	if w.err == nil && w.size != unknownSize && w.written != w.size {
 		w.err = fmt.Errorf("encoding %s: %d bytes written where %d were announced", w.encoders.method, w.written, w.size)
 	}
 	if w.err != nil {
@@ -166,7 +182,7 @@ func (e *lz4Encoder) start(w io.Writer, contentSize int64) error {
 	return e.Apply(
 		lz4.BlockSizeOption(lz4.Block1Mb),
 		lz4.ChecksumOption(true),
-		lz4.SizeOption(uint64(contentSize)),
+		lz4.SizeOption(uint64(max(contentSize, 0))), // 0: none is written
 		lz4.CompressionLevelOption(e.level),
 		lz4.ConcurrencyOption(1),
 	)
