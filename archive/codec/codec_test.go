@@ -379,6 +379,7 @@ func TestGolden(t *testing.T) {
 		"wal.lz4": content, "long.lz4": longWAL(t), "wal.zst": content, "wal.gz": content, "wal.br": content, "wal.lzma": content, "wal": content,
 		"linked.lz4": content, "hc.lz4": content, "blocksum.lz4": content, "bare.lz4": content, "legacy.lz4": content, "small-blocks.lz4": content,
 		"two.lz4": twice, "skippable.lz4": content, "only-skippable-behind.lz4": content, "two-legacy.lz4": twice,
+		"server.lz4": twice, "two-server.lz4": append(bytes.Clone(twice), content...),
 		"bare.zst": content, "two.zst": twice, "skippable.zst": content, "ultra.zst": content,
 		"two.gz": twice,
 	} {
@@ -427,6 +428,8 @@ func cutUnseen(name string, n int) bool {
 	switch name {
 	case "two.lz4":
 		return n == fileSize("wal.lz4")
+	case "two-server.lz4":
+		return n == fileSize("server.lz4")
 	case "only-skippable-behind.lz4":
 		return n == fileSize("wal.lz4")
 	case "two.zst":

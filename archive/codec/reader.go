@@ -47,11 +47,18 @@ func NewReader(r io.Reader, ext string) (io.ReadCloser, error) {
 	case "":
 		d.content = src
 	case ".lz4":
-		z := lz4.NewReader(buf)
-		if err := z.Apply(lz4.ConcurrencyOption(1)); err != nil {
-			return nil, fmt.Errorf("making an lz4 decoder: %w", err)
+		linked, err := newLinkedReader(buf)
+		if err != nil {
+			return d.failed(err), nil
 		}
-		// Reading is through Read alone: WriteTo has another way to the end.
+		if linked != nil {
+			d.content = linked
+			break
+		}
+		z, err := newLZ4Reader(buf)
+		if err != nil {
+			return nil, err
+		}
 		d.content, d.free = z, func() { z.Reset(nil) }
 	case ".zst":
 		z, err := zstd.NewReader(buf, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxWindow))
@@ -78,6 +85,16 @@ func NewReader(r io.Reader, ext string) (io.ReadCloser, error) {
 	}
 	d.rest = buf
 	return d, nil
+}
+
+// newLZ4Reader returns the library's. It is read through Read alone: WriteTo
+// has another way to the end.
+func newLZ4Reader(r io.Reader) (*lz4.Reader, error) {
+	z := lz4.NewReader(r)
+	if err := z.Apply(lz4.ConcurrencyOption(1)); err != nil {
+		return nil, fmt.Errorf("making an lz4 decoder: %w", err)
+	}
+	return z, nil
 }
 
 // source remembers that the stored bytes could not be read, so that this is

@@ -49,9 +49,9 @@ func (e *Encoders) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, er
 
 // NewStream is NewWriter for content whose size nobody knows beforehand: the
 // frame says none. Its end mark and its checksum tell a reader that it is
-// whole all the same. A stream that must not be taken for whole is not closed
-// in good order but given up by the failing of w: a Write of it fails, and
-// Close then adds nothing.
+// whole all the same. So a stream that is given up is not closed: what was
+// written of it is then not taken for whole by anybody. Nothing is held by it
+// but memory.
 func (e *Encoders) NewStream(w io.Writer) (io.WriteCloser, error) {
 	return e.newWriter(w, unknownSize)
 }
