@@ -57,6 +57,7 @@ var rules = map[string]rule{
 	"archive/objstore/mem":       {folders: []string{"archive/objstore"}},
 	"archive/objstore/s3":        {folders: []string{"archive/objstore", "internal/patience"}, modules: []string{"github.com/aws/"}},
 	"archive/objstore/storetest": {folders: []string{"archive/objstore"}},
+	"basebackup":                 {folders: []string{"segment", "replication", "archive", "archive/codec", "archive/manifest", "archive/objstore", "internal/patience"}},
 	"restore":                    {folders: []string{"segment", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
 	"restore/instance":           {modules: []string{pgx, unixCalls}},
 	"cmd/internal/settings":      {folders: []string{"cmd/internal/nearest"}, modules: []string{unixCalls, "gopkg.in/yaml.v3"}},
