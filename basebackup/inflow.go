@@ -1,0 +1,156 @@
+package basebackup
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+	"strings"
+
+	"github.com/walferry/walferry/archive"
+	"github.com/walferry/walferry/archive/codec"
+	"github.com/walferry/walferry/replication"
+)
+
+const (
+	// checkBuffer is how much is checked at a time, in bytes: a block of the
+	// lz4 frames that PostgreSQL writes, which is then decoded in place and is
+	// in the processor's cache when it is checked.
+	checkBuffer = 256 << 10
+	// encodeBuffer is how much is checked and encoded at a time: a block of
+	// the lz4 frames that we write, which is then encoded in place.
+	encodeBuffer = 1 << 20
+	// pipePart and pipeParts bound what waits to be encoded.
+	pipePart  = 1 << 20
+	pipeParts = slots
+)
+
+// inflow is an archive of the server's that is being received. Its bytes are
+// written to in; a goroutine beside follows them, decodes them, checks the
+// files, and where the archive is not stored as it was sent, encodes it again.
+type inflow struct {
+	in         *cutter
+	end        func() error // of in
+	object     *object
+	scan       scanner
+	tablespace uint32
+	done       chan struct{} // closed when the goroutine has ended without an error
+}
+
+// Write takes what was received. p is copied.
+func (f *inflow) Write(p []byte) (int, error) { return f.in.Write(p) }
+
+// begin begins the archive that m announces.
+func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
+	sent := path.Ext(m.Name)
+	if sent == ".tar" {
+		sent = ""
+	}
+	want, _ := t.asked.server()
+	if sent != (codec.Method{Name: want}).Ext() {
+		return nil, fmt.Errorf("%w: an archive called %q, where compression %q was asked for", replication.ErrProtocol, m.Name, want)
+	}
+	method := t.asked.how()
+	t.archives++
+	f := &inflow{tablespace: m.Tablespace.OID, done: make(chan struct{})}
+	expected := m.Tablespace.Size
+	if method.Name != codec.None {
+		expected /= 2 // what compresses worse gets larger parts in time
+	}
+	f.object = t.newObject(fmt.Sprintf("part_%03d.tar%s", t.archives, method.Ext()), expected, t.o.MemoryPart, slots)
+	f.scan = scanner{file: t.seen.add}
+	if f.tablespace != 0 {
+		f.scan.folder = "pg_tblspc/" + strconv.FormatUint(uint64(f.tablespace), 10)
+	}
+	if sent == method.Ext() && f.scan.folder == "" {
+		f.in, f.end = &f.object.cutter, f.object.end
+		f.in.follower = newFollower(t.ctx)
+		t.crew.start(func() error { return f.check(sent, t.checkBuffer()) })
+		return f, nil
+	}
+	f.in = &cutter{
+		ctx:      t.ctx,
+		size:     func(int) (int64, error) { return pipePart, nil },
+		frame:    func(int64) *codec.Frame { return t.inMemory.New() },
+		slots:    make(chan struct{}, pipeParts),
+		cost:     func(int64) int { return 1 },
+		follower: newFollower(t.ctx),
+	}
+	f.end = f.in.end
+	t.crew.start(func() error { return f.encode(sent, t.encoders, t.encodeBuffer()) })
+	return f, nil
+}
+
+// check reads the archive in passing.
+func (f *inflow) check(ext string, buf []byte) error {
+	content, err := codec.NewReader(f.in.follower, ext)
+	if err != nil {
+		return err
+	}
+	err = f.scan.run(content, buf)
+	if err := errors.Join(err, content.Close()); err != nil {
+		return f.failed(err)
+	}
+	close(f.done)
+	return nil
+}
+
+// encode reads the archive and writes it to its object in another form.
+func (f *inflow) encode(ext string, encoders *codec.Encoders, buf []byte) error {
+	encoder, err := encoders.NewStream(f.object)
+	if err != nil {
+		return err
+	}
+	f.scan.pass = encoder
+	content, err := codec.NewReader(f.in.follower, ext)
+	if err != nil {
+		return errors.Join(err, encoder.Close())
+	}
+	err = f.scan.run(content, buf)
+	if err == nil {
+		// Closed on this way only: an object that lacks the end of its frame
+		// is not taken for whole by anybody.
+		err = encoder.Close()
+	}
+	if err := errors.Join(err, content.Close()); err != nil {
+		return f.failed(err)
+	}
+	if err := f.object.end(); err != nil {
+		return err
+	}
+	close(f.done)
+	return nil
+}
+
+func (f *inflow) failed(err error) error {
+	return fmt.Errorf("archive of %s: %w", f.source(), err)
+}
+
+func (f *inflow) source() string {
+	if f.tablespace == 0 {
+		return "the data directory"
+	}
+	return "tablespace " + strings.TrimPrefix(f.scan.folder, "pg_tblspc/")
+}
+
+// finish waits until the archive was checked and is stored.
+func (f *inflow) finish(ctx context.Context) (archive.BackupPart, error) {
+	if err := f.end(); err != nil {
+		return archive.BackupPart{}, err
+	}
+	select {
+	case <-f.done:
+	case <-ctx.Done():
+		return archive.BackupPart{}, context.Cause(ctx)
+	}
+	if err := f.object.complete(); err != nil {
+		return archive.BackupPart{}, err
+	}
+	part := f.object.facts()
+	part.Uncompressed, part.Tablespace, part.Files = f.scan.bytes, f.tablespace, f.scan.files
+	return part, nil
+}
+
+// free gives back what an archive holds that was given up.
+func (f *inflow) free() { f.in.free() }
