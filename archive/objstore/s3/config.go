@@ -54,6 +54,8 @@ var keys = map[string]func(c *Config, value string) error{
 	"sse_kms_key_id": func(c *Config, v string) error { c.SSEKMSKeyID = v; return nil },
 	"storage_class":  func(c *Config, v string) error { c.StorageClass = v; return nil },
 	"ca_file":        func(c *Config, v string) error { c.CAFile = v; return nil },
+	// The path of a file, for settings that must not hang on an environment.
+	"credentials_file": func(c *Config, v string) error { c.CredentialsFile = v; return nil },
 	"path_style": func(c *Config, v string) error {
 		if v != "true" && v != "false" {
 			return errors.New("want true or false")
@@ -64,8 +66,8 @@ var keys = map[string]func(c *Config, value string) error{
 }
 
 // ParseURL reads s3://bucket/prefix?key=value&…, with the keys region,
-// endpoint, path_style, profile, sse, sse_kms_key_id, storage_class and
-// ca_file. Its errors say what would be right, and repeat nothing that may be a
+// endpoint, path_style, profile, sse, sse_kms_key_id, storage_class, ca_file
+// and credentials_file. Its errors say what would be right, and repeat nothing that may be a
 // secret: a URL that holds one is refused.
 func ParseURL(text string) (Config, error) {
 	rest, ok := strings.CutPrefix(text, "s3://")

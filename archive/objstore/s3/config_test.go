@@ -44,7 +44,7 @@ func TestParseURL(t *testing.T) {
 		"s3://wal/a?regoin=eu-central-1":         "did you mean region?",
 		"s3://wal/a?path-style=true":             "did you mean path_style?",
 		"s3://wal/a?pathstyle=true":              "did you mean path_style?",
-		"s3://wal/a?force_path_style=true":       "want one of ca_file, endpoint",
+		"s3://wal/a?force_path_style=true":       "want one of ca_file, credentials_file, endpoint",
 		"s3://wal/a?path_style=yes":              "true or false",
 		"s3://wal/a?sse=aes256":                  "AES256",
 		"s3://wal/a?sse=AES256&sse_kms_key_id=x": "aws:kms",
