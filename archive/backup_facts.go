@@ -34,6 +34,9 @@ type BackupFacts struct {
 	Compression   string `json:"compression"`      // "server-lz4", "client-zstd", "none", …
 	WAL           string `json:"wal"`              // WALInArchive or WALIncluded
 	Standby       bool   `json:"standby"`          // the server was a standby
+	// Archiver is the setting by which the server archived its WAL,
+	// archive_command or archive_library; "" when it did not, or did not say.
+	Archiver string `json:"archiver,omitempty"`
 	// Parts are the objects in tar_partitions/ in the order of their upload.
 	Parts    []BackupPart `json:"parts"`
 	Manifest BackupPart   `json:"manifest"` // backup_manifest

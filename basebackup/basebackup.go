@@ -207,6 +207,7 @@ type taking struct {
 	system   replication.System
 	size     segment.Size // of the WAL segments
 	dataDir  string       // "" when the role may not know it
+	archiver string       // the setting by which the server archives its WAL; "": it does not
 	asked    Compression
 	encoders *codec.Encoders
 	stream   stream
@@ -292,6 +293,9 @@ func (t *taking) identify() error {
 	if t.dataDir, err = t.server.Show(t.ctx, "data_directory"); err != nil && !errors.As(err, &denied) {
 		return err
 	}
+	if t.archiver, err = t.findArchiver(); err != nil {
+		return err
+	}
 	id, _, err := t.archive.Recognise(t.ctx)
 	switch {
 	case errors.Is(err, archive.ErrUnrecognised):
@@ -304,6 +308,33 @@ func (t *taking) identify() error {
 		return fmt.Errorf("%w: the archive's WAL segments have %s, the server's %s", ErrForeignCluster, id.SegmentSize, t.size)
 	}
 	return nil
+}
+
+// findArchiver tells by which setting the server archives its WAL: whoever
+// restores the backup wants to know that the copy would do so, too. What the
+// setting says stays on the server, since a command may hold secrets.
+func (t *taking) findArchiver() (string, error) {
+	show := func(name string) (string, error) {
+		v, err := t.server.Show(t.ctx, name)
+		if errors.As(err, new(*replication.ServerError)) {
+			return "", nil // there is none in this version, or the role may not know it
+		}
+		return v, err
+	}
+	mode, err := show("archive_mode")
+	if err != nil || mode == "off" || mode == "" {
+		return "", err
+	}
+	for _, name := range []string{"archive_library", "archive_command"} {
+		v, err := show(name)
+		if err != nil {
+			return "", err
+		}
+		if v != "" && v != "(disabled)" {
+			return name, nil
+		}
+	}
+	return "", nil
 }
 
 // sweep gives up the uploads that killed backups have left. A store that does

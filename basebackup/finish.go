@@ -80,7 +80,7 @@ func (t *taking) facts(stored archive.BackupPart) archive.BackupFacts {
 		StartLSN: start.LSN.String(), StartTimeline: uint32(start.Timeline),
 		StopLSN: stop.LSN.String(), StopTimeline: uint32(stop.Timeline),
 		SegmentSize: uint64(t.size), Compression: t.asked.String(), WAL: archive.WALInArchive,
-		Standby: t.server.InRecovery(), Parts: t.parts, Manifest: stored, SuspectPages: t.suspect,
+		Standby: t.server.InRecovery(), Archiver: t.archiver, Parts: t.parts, Manifest: stored, SuspectPages: t.suspect,
 	}
 	if t.wal != nil {
 		f.WAL = archive.WALIncluded

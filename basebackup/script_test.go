@@ -41,6 +41,7 @@ type script struct {
 	standby     bool
 	piece       int // bytes of a data message
 	dataDir     error
+	settings    map[string]string // what SHOW answers
 
 	// Changes to what is sent.
 	alterTar      func(oid uint32, tar []byte) []byte
@@ -86,6 +87,9 @@ func (s *script) Show(ctx context.Context, name string) (string, error) {
 			return "", s.dataDir
 		}
 		return "/srv/data", ctx.Err()
+	}
+	if v, ok := s.settings[name]; ok {
+		return v, ctx.Err()
 	}
 	return "", &replication.ServerError{Severity: "ERROR", SQLSTATE: "42704", Message: "unrecognized configuration parameter"}
 }

@@ -283,6 +283,46 @@ func TestTakeAsks(t *testing.T) {
 	}
 }
 
+// That the server archives its WAL is kept, and what its command says is not.
+func TestTakeNotesTheArchiver(t *testing.T) {
+	for _, c := range []struct {
+		settings map[string]string
+		want     string
+	}{
+		{nil, ""},
+		{map[string]string{"archive_mode": "off", "archive_command": "true"}, ""},
+		{map[string]string{"archive_mode": "on", "archive_command": "(disabled)"}, ""},
+		{map[string]string{"archive_mode": "on", "archive_command": "SECRET=hush wal-g wal-push %p"}, "archive_command"},
+		{map[string]string{"archive_mode": "always", "archive_library": "basic_archive", "archive_command": ""}, "archive_library"},
+	} {
+		server := good()
+		server.settings = c.settings
+		store := mem.New()
+		a := archive.New(store, archive.Options{})
+		b, err := take(t.Context(), scriptConn{server}, nil, arrived{a}, options(t, "server-lz4"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		s := read(t, a, b.Name)
+		if s.backup.Facts.Archiver != c.want {
+			t.Errorf("%v: the archiver is %q, want %q", c.settings, s.backup.Facts.Archiver, c.want)
+		}
+		for _, name := range []string{"walferry.json", "metadata.json"} {
+			body, _, err := a.OpenBackupObject(t.Context(), b.Name, name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			content, err := io.ReadAll(body)
+			if err := errors.Join(err, body.Close()); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Contains(content, []byte("hush")) {
+				t.Errorf("%s holds the command: %s", name, content)
+			}
+		}
+	}
+}
+
 func TestTakeStandby(t *testing.T) {
 	server := good()
 	server.standby = true
