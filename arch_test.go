@@ -57,13 +57,16 @@ var rules = map[string]rule{
 	"archive/objstore/mem":       {folders: []string{"archive/objstore"}},
 	"archive/objstore/s3":        {folders: []string{"archive/objstore", "internal/patience"}, modules: []string{"github.com/aws/"}},
 	"archive/objstore/storetest": {folders: []string{"archive/objstore"}},
-	"basebackup":                 {folders: []string{"segment", "replication", "archive", "archive/codec", "archive/manifest", "archive/objstore", "internal/patience"}},
-	"restore":                    {folders: []string{"segment", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
-	"restore/instance":           {modules: []string{pgx, unixCalls}},
-	"cmd/internal/settings":      {folders: []string{"cmd/internal/nearest"}, modules: []string{unixCalls, "gopkg.in/yaml.v3"}},
-	"cmd/internal/nearest":       {},
-	"cmd":                        {folders: []string{"*"}, modules: []string{"github.com/urfave/cli/v2", pgx, unixCalls}},
-	"integration":                {folders: []string{"*"}, modules: []string{"*"}},
+	// segment for positions, codec and objstore for the bodies of parts.
+	"basebackup":            {folders: []string{"segment", "replication", "archive", "archive/codec", "archive/manifest", "archive/objstore", "internal/patience"}},
+	"restore":               {folders: []string{"segment", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
+	"restore/unpack":        {folders: []string{"segment", "archive", "archive/codec", "archive/manifest", "archive/objstore", "internal/patience"}, modules: []string{unixCalls}},
+	"restore/recovery":      {folders: []string{"segment", "archive"}},
+	"restore/instance":      {modules: []string{pgx, unixCalls}},
+	"cmd/internal/settings": {folders: []string{"cmd/internal/nearest"}, modules: []string{unixCalls, "gopkg.in/yaml.v3"}},
+	"cmd/internal/nearest":  {},
+	"cmd":                   {folders: []string{"*"}, modules: []string{"github.com/urfave/cli/v2", pgx, unixCalls}},
+	"integration":           {folders: []string{"*"}, modules: []string{"*"}},
 }
 
 // harness are packages that exist for tests, though they are not _test files:
