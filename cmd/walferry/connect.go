@@ -16,14 +16,18 @@ import (
 
 // connection reads the connection settings. What they name is checked;
 // nothing is connected yet.
-func (c *call) connection() (*replication.Config, error) {
+func (c *call) connection() (*replication.Config, error) { return c.connectionAs("walferry") }
+
+// connectionAs is connection with another application_name, where the settings
+// give none.
+func (c *call) connectionAs(application string) (*replication.Config, error) {
 	params := replication.Params{
 		DSN:             c.set.Text("dsn"),
 		Host:            c.set.Text("host"),
 		Port:            c.set.Text("port"),
 		User:            c.set.Text("username"),
 		Database:        c.set.Text("dbname"),
-		ApplicationName: "walferry",
+		ApplicationName: application,
 		NoPassword:      c.set.Bool("no-password"),
 		Names:           map[string]string{},
 	}

@@ -127,13 +127,15 @@ func (p *program) do(ctx context.Context, commands []*cli.Command, line *line) e
 	// as the flag -h of its own help.
 	cli.HelpFlag = nil
 	app := &cli.App{
-		Name:           "walferry",
-		Commands:       commands,
-		HideHelp:       true,
-		HideVersion:    true,
-		Writer:         p.stdout,
-		ErrWriter:      p.stderr,
-		ExitErrHandler: func(*cli.Context, error) {}, // run returns the code
+		Name:        "walferry",
+		Commands:    commands,
+		HideHelp:    true,
+		HideVersion: true,
+		Writer:      p.stdout,
+		ErrWriter:   p.stderr,
+		// A comma may stand in a path.
+		DisableSliceFlagSeparator: true,
+		ExitErrHandler:            func(*cli.Context, error) {}, // run returns the code
 	}
 	return app.RunContext(ctx, line.ordered(app.Name))
 }
@@ -143,7 +145,9 @@ func commandTable(p *program) []*cli.Command {
 	commands := []*cli.Command{
 		receiveCommand(p),
 		slotCommand(p),
+		backupCommand(p),
 		fetchCommand(),
+		restoreCommand(p),
 		statusCommand(p),
 		configCommand(p),
 		demoCommand(p),

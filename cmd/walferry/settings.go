@@ -56,10 +56,16 @@ func settingTable() []setting {
 		{s{Name: "hold", Default: "32MB", Check: settings.CheckSize}, "", "SIZE", "let the server keep so much until it is in the archive, too; 0 is off", ""},
 		{s{Name: "synchronous", Default: "auto", Check: checkSynchronous}, "", "auto|on|off", "whether commits wait for us: auto asks the server's synchronous_standby_names", ""},
 		{s{Name: "ship-interval", Default: "1s", Check: settings.CheckDuration}, "", "TIME", "how often what is new in the unfinished segment goes to the archive; 0 is off", ""},
-		{s{Name: "compress", Default: "lz4", Check: checkCompress}, "", "METHOD[:LEVEL]", "lz4, zstd or none", ""},
+		{s{Name: "compress", Default: "lz4", Check: checkAnyCompress}, "", "METHOD[:LEVEL]", "lz4, zstd or none", ""},
 		{s{Name: "shutdown-grace", Default: "30s", Check: settings.CheckDuration}, "", "TIME", "how long a stopping server may wait for us", ""},
 		{s{Name: "endpos", Check: checkLSN}, "", "LSN", "stop when everything up to it was received", ""},
 		{s{Name: "no-loop", Bool: true}, "n", "", "do not connect again after a failure", ""},
+
+		{s{Name: "label", Default: "walferry base backup", Check: checkLabel}, "", "TEXT", "label of the base backup", ""},
+		{s{Name: "checkpoint", Default: "fast", Check: oneOf("fast", "spread")}, "", "fast|spread", "the checkpoint that a backup begins with: at once, or spread over some minutes to spare the server's disk", ""},
+		{s{Name: "max-rate", Check: checkRate}, "", "RATE", "read no faster, in kB a second, or such as 50MB", ""},
+		{s{Name: "wal", Default: "archive", Check: oneOf("archive", "include")}, "", "archive|include", "where the WAL that makes the backup consistent is kept: in the archive, by walferry receive, or inside the backup", ""},
+		{s{Name: "max-parts", Default: "10000", Check: checkParts}, "", "N", "how many parts the store takes for one object", ""},
 
 		{s{Name: "budget", Check: settings.CheckDuration}, "", "TIME", "how long to try (default 5min in recovery, 5s on a standby)", ""},
 		{s{Name: "stop-at-gap", Bool: true}, "", "", "take a hole in the archive for its end", ""},

@@ -114,3 +114,9 @@ func withoutPath(err error) error {
 func writable(dir string) bool {
 	return unix.Access(filepath.Clean(dir), unix.W_OK|unix.X_OK) == nil
 }
+
+// Line returns a line of a settings file that sets name to value.
+func Line(name, value string) (string, error) {
+	b, err := yaml.Marshal(map[string]string{name: value})
+	return string(b), err
+}
