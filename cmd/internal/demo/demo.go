@@ -82,12 +82,16 @@ func (s *stage) play(ctx context.Context) error {
 		return fmt.Errorf("starting a throw-away PostgreSQL: %w", err)
 	}
 	s.step("A throw-away PostgreSQL %s runs in %s. Nothing else on this host is touched.", s.installation.Version, s.dir)
-	s.step("A copy of its data directory was put aside while it was still empty: the base of the recovery.")
 	if err := s.receive(ctx); err != nil {
 		return fmt.Errorf("receiving: %w", err)
 	}
 	s.step("\"walferry receive --ack archive\" streams its write-ahead log (WAL) into an archive: here a directory, else")
 	s.more("s3://bucket/prefix. A commit waits until it is there: synchronous_standby_names = 'walferry'.")
+	backup, err := s.backup(ctx)
+	if err != nil {
+		return fmt.Errorf("taking a base backup: %w", err)
+	}
+	s.step("\"walferry backup create\" has taken a base backup into the same archive: %s.", backup)
 	w, err := s.write(ctx)
 	if err != nil {
 		return fmt.Errorf("committing rows: %w", err)
@@ -101,9 +105,9 @@ func (s *stage) play(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("looking into the archive: %w", err)
 	}
-	s.step("What is left: the empty copy, and in the archive %d whole WAL segments and %d tail objects, which hold what", whole, tails)
+	s.step("What is left is the archive: the base backup, %d whole WAL segments, and %d tail objects, which hold what", whole, tails)
 	s.more("was new in the segment that was being written.")
-	s.step("PostgreSQL recovers the copy with restore_command = 'walferry fetch %%f %%p'.")
+	s.step("\"walferry restore -D DIR\" unpacks the backup, and PostgreSQL, started there, fetches the WAL behind it.")
 	rows, err := s.recovered(ctx)
 	if err != nil {
 		return fmt.Errorf("recovering from the archive: %w", err)

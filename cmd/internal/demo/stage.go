@@ -123,7 +123,7 @@ func (s *stage) clear(ctx context.Context) error {
 	return errors.Join(append(errs, removeAll(s.dir))...)
 }
 
-// createPrimary makes a cluster, copies it, and starts it. Its commits wait for
+// createPrimary makes a cluster and starts it. Its commits wait for
 // the receiver from the beginning: a receiver looks at its start whether they
 // do, and then only now and then.
 func (s *stage) createPrimary(ctx context.Context) error {
@@ -133,9 +133,6 @@ func (s *stage) createPrimary(ctx context.Context) error {
 		Settings: map[string]string{"synchronous_standby_names": slot},
 	})
 	if err != nil {
-		return err
-	}
-	if err := instance.CopyDataDir(s.path("copy"), s.primary.DataDir()); err != nil {
 		return err
 	}
 	return s.primary.Start(ctx)
@@ -179,6 +176,26 @@ func (s *stage) receive(ctx context.Context) error {
 	}
 	err = s.await(ctx, c, "SELECT count(*) FROM pg_stat_replication WHERE application_name = '"+slot+"' AND sync_state = 'sync'")
 	return errors.Join(err, c.Close(ctx))
+}
+
+// backup takes a base backup and returns its name.
+func (s *stage) backup(ctx context.Context) (name string, err error) {
+	out, err := s.run(ctx, "backup", "create", "-d", s.primary.DSN("postgres"))
+	return strings.TrimSpace(out), err
+}
+
+// run runs a command of this program to its end, as the server's account, and
+// returns what it printed.
+func (s *stage) run(ctx context.Context, args ...string) (string, error) {
+	cmd := s.account.Command(ctx, s.walferry(), args...)
+	cmd.Env = append(cmd.Env, s.env()...)
+	cmd.Dir = s.path("home")
+	var out, said strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return "", fmt.Errorf("walferry %s: %w: %s", strings.Join(args[:min(2, len(args))], " "), err, strings.TrimSpace(said.String()))
+	}
+	return out.String(), nil
 }
 
 // await asks until the answer is 1, as long as the receiver lives.
@@ -289,18 +306,14 @@ func (s *stage) archived() (whole, tails int, err error) {
 	return whole, tails, err
 }
 
-// recovered recovers the copy, and returns how many of the rows are there, all
-// of them whole.
+// recovered restores the backup, lets the server recover there, and returns how
+// many of the rows are there, all of them whole.
 func (s *stage) recovered(ctx context.Context) (n int, err error) {
 	server, err := instance.Adopt(ctx, instance.Options{
 		Installation: s.installation, Dir: s.path("recovered"), Account: &s.account, Log: s.o.Log,
-		Settings: map[string]string{"restore_command": "walferry fetch %f %p"},
-		Env:      s.env(),
 	}, func(dataDir string) error {
-		if err := instance.CopyDataDir(dataDir, s.path("copy")); err != nil {
-			return err
-		}
-		return os.WriteFile(filepath.Join(dataDir, "recovery.signal"), nil, 0o600)
+		_, err := s.run(ctx, "restore", "-D", dataDir)
+		return err
 	})
 	if err != nil {
 		return 0, err
