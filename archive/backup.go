@@ -254,21 +254,28 @@ func (a *Archive) readSentinel(ctx context.Context, n BackupName) (Sentinel, err
 	return s, nil
 }
 
-// readWhole reads an object that is small. ErrNotFound: there is none.
+// readWhole reads an object that is small. ErrNotFound: there is none. A body
+// that breaks off is asked for again: the store's own attempts end with its
+// first byte.
 func (a *Archive) readWhole(ctx context.Context, key string, limit int64) ([]byte, error) {
-	body, _, err := a.store.Get(ctx, key)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
+	for try := 1; ; try++ {
+		body, _, err := a.store.Get(ctx, key)
+		if errors.Is(err, objstore.ErrNotFound) {
+			return nil, fmt.Errorf("%s: %w", key, ErrNotFound)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("opening %s: %w", key, err)
+		}
+		content, err := io.ReadAll(io.LimitReader(body, limit))
+		discard(body)
+		if err == nil {
+			return content, nil
+		}
+		if try == objectTries || ctx.Err() != nil {
+			return nil, fmt.Errorf("reading %s: %w", key, err)
+		}
+		a.log.Debug("an object is read again", "key", key, "error", err.Error())
 	}
-	if err != nil {
-		return nil, fmt.Errorf("opening %s: %w", key, err)
-	}
-	defer discard(body)
-	content, err := io.ReadAll(io.LimitReader(body, limit))
-	if err != nil {
-		return nil, fmt.Errorf("reading %s: %w", key, err)
-	}
-	return content, nil
 }
 
 // BackupObjects lists what is in the backup's folder, in bytewise order. Keys

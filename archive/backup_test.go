@@ -350,6 +350,24 @@ func TestBackupsNeedAnswers(t *testing.T) {
 	}
 }
 
+// What breaks off while it is read is read again, a few times.
+func TestBackupsAreReadAgain(t *testing.T) {
+	reset := errors.New("connection reset by peer")
+	for broken, want := range map[int]error{0: nil, 1: nil, objectTries - 1: nil, objectTries: reset, 1000: reset} {
+		store := &failingBodies{Store: mem.New(), gets: map[string]int{}, fail: func(_ string, get int) error {
+			if get <= broken {
+				return reset
+			}
+			return nil
+		}}
+		putBase(t, store.Store, 1, m16, 0x1000028, 1<<40)
+		all, err := New(store, Options{}).Backups(t.Context())
+		if !errors.Is(err, want) || want == nil && (err != nil || len(all) != 1) {
+			t.Errorf("broken off %d times: %d backups, %v, want %v", broken, len(all), err, want)
+		}
+	}
+}
+
 // A backup that is deleted while the backups are read is none, and no error.
 func TestBackupsWhileOneIsDeleted(t *testing.T) {
 	var store *mem.Store

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 
 	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/archive/objstore"
@@ -88,17 +87,8 @@ func (a *Archive) Identity(ctx context.Context) (Identity, error) {
 
 // readIdentity also returns the object's bytes.
 func (a *Archive) readIdentity(ctx context.Context) (id Identity, stored []byte, err error) {
-	body, _, err := a.store.Get(ctx, identityKey)
-	if errors.Is(err, objstore.ErrNotFound) {
-		return Identity{}, nil, fmt.Errorf("%s: %w", identityKey, ErrNotFound)
-	}
-	if err != nil {
-		return Identity{}, nil, fmt.Errorf("reading %s: %w", identityKey, err)
-	}
-	defer discard(body)
-	stored, err = io.ReadAll(io.LimitReader(body, maxIdentity))
-	if err != nil {
-		return Identity{}, nil, fmt.Errorf("reading %s: %w", identityKey, err)
+	if stored, err = a.readWhole(ctx, identityKey, maxIdentity); err != nil {
+		return Identity{}, nil, err
 	}
 	id, err = decodeIdentity(stored)
 	if err != nil {
