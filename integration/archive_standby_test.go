@@ -28,7 +28,7 @@ func TestStandbyFedFromTheArchive(t *testing.T) {
 	s.slotSegment()
 	s.sql("CREATE TABLE rows (id int PRIMARY KEY, v text)")
 	g := &guide{scene: s.scene, s3: s.s3, vars: map[string][]string{walferryHost: {
-		"PATH=" + s.pg.Installation().Bin + ":/usr/local/bin:/usr/bin:/bin", fmt.Sprint("PGPORT=", s.pg.Port()),
+		"PATH=" + filepath.Dir(s.binary) + ":" + s.pg.Installation().Bin + ":/usr/local/bin:/usr/bin:/bin", fmt.Sprint("PGPORT=", s.pg.Port()),
 		"GORACE=atexit_sleep_ms=0", // as in quickCommand
 	}}}
 	home := filepath.Join(s.home, "standby")
@@ -38,14 +38,13 @@ func TestStandbyFedFromTheArchive(t *testing.T) {
 	}
 	make, look, promote := blocks[0], blocks[1], blocks[2]
 	for old, own := range map[string]string{
-		"-h db1.example.com":      "-h 127.0.0.1",
-		"/usr/local/bin/walferry": s.binary,
 		"s3://acme-wal/db1?region=eu-central-1": fmt.Sprintf("s3://%s/%s?region=us-east-1&path_style=true&endpoint=%s",
 			bucket, prefix, s.proxy.URL),
 		"-p 5433": fmt.Sprintf("-p 5433 -h '' -k '%s'", home),
 	} {
 		make.text = replace(t, make, old, own)
 	}
+	s.ferry(nil, "backup", "create").exits(0)
 	g.run(walferryHost, make.text)
 	g.stopLater(home)
 	look.text = replace(t, look, "psql ", "psql -h '"+home+"' ")

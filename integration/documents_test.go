@@ -99,6 +99,7 @@ var othersWords = []string{
 	"number of requested standby connections exceeds max_wal_senders", "all replication slots are in use",
 	"the database system is starting up", "replication slot … is active for PID",
 	"connection refused", "no such host", "wal_level = minimal",
+	"the standby was promoted during online backup", "recovery ended before configured recovery target was reached",
 }
 
 // Every message in the runbooks is one that the program has.
@@ -149,7 +150,8 @@ func TestDocumentedFlags(t *testing.T) {
 	flag := regexp.MustCompile("--[a-z][a-z-]+[a-z]")
 	documented := flag.FindAllString(commands, -1)
 	var known []string
-	for _, topic := range []string{"receive", "fetch", "status", "slot create", "slot drop", "slot list", "config print", "demo"} {
+	for _, topic := range []string{"receive", "fetch", "status", "slot create", "slot drop", "slot list",
+		"backup create", "backup list", "backup show", "backup delete", "restore", "config print", "demo"} {
 		p := start(t, nil, binary, append([]string{"help"}, strings.Fields(topic)...)...)
 		p.exits(0)
 		for _, name := range flag.FindAllString(p.stdout.String(), -1) {

@@ -127,8 +127,8 @@ func (s *scene) tailObjects() []tailObject {
 }
 
 // awaitShipped waits until the archive has the server's WAL to its end, and
-// returns that. It looks into the bucket's directory: nothing is asked for it.
-func (s *bucketScene) awaitShipped() (end segment.LSN) {
+// returns that. It looks into the archive's directory: nothing is asked for it.
+func (s *scene) awaitShipped() (end segment.LSN) {
 	s.t.Helper()
 	eventually(s.t, "the end of the server's WAL to be in the archive", func() bool {
 		end = s.lsn("SELECT pg_current_wal_flush_lsn()")

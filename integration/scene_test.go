@@ -40,6 +40,7 @@ type scene struct {
 type options struct {
 	pg          instance.Installation // default: the lab's main one
 	segmentSize int                   // MB; default 1, so that there are many
+	initArgs    []string              // of initdb
 	settings    map[string]string
 	listen      bool
 	hba         []string
@@ -99,7 +100,7 @@ func (s *scene) create(name string, o options) *instance.Server {
 	maps.Copy(settings, o.settings)
 	pg, err := instance.Create(s.ctx(), instance.Options{
 		Installation: o.pg, Dir: filepath.Join(s.dir, name), Account: &theLab.account,
-		InitArgs: []string{"--wal-segsize=" + strconv.Itoa(o.segmentSize)},
+		InitArgs: append([]string{"--wal-segsize=" + strconv.Itoa(o.segmentSize)}, o.initArgs...),
 		Settings: settings, Listen: o.listen, HBA: o.hba,
 	})
 	if err != nil {
@@ -314,7 +315,11 @@ func decode(path string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	switch filepath.Ext(path) {
+	return decodeBytes(filepath.Ext(path), raw)
+}
+
+func decodeBytes(ext string, raw []byte) ([]byte, error) {
+	switch ext {
 	case ".lz4":
 		return io.ReadAll(lz4.NewReader(bytes.NewReader(raw)))
 	case ".zst":

@@ -76,6 +76,85 @@ func TestRecoverWALGArchive(t *testing.T) {
 	}
 }
 
+// "restore" does the same with a command: a base backup of WAL-G's, its tablespace
+// where it is told to be, to the end of WAL-G's archive. A part that is missing
+// or damaged is an error.
+func TestRestoreWALGArchive(t *testing.T) {
+	if _, err := os.Stat(walgArchive); err != nil {
+		t.Skipf("NOT TESTED: there is no archive of WAL-G's here: %v", err)
+	}
+	t.Parallel()
+	s := newScene(t, options{})
+	if s.pg.Installation().Major != 15 {
+		t.Skip("NOT TESTED: WAL-G's archive is of PostgreSQL 15, which is not here")
+	}
+	if err := os.Remove(s.archive); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(s.archive, os.DirFS(walgArchive)); err != nil {
+		t.Fatal(err)
+	}
+	if err := theLab.account.Own(s.archive); err != nil {
+		t.Fatal(err)
+	}
+	const name, place = "base_000000010000000000000002", "/srv/pg/tablespace1"
+	o := s.operator()
+	before := tree(t, s.archive)
+	b := o.show("LATEST")
+	if b.Name != name || b.By != "wal-g" || b.Tablespaces["16384"] != place || b.WALComplete == nil || !*b.WALComplete || *b.System != "7710929516611631544" {
+		t.Errorf("the backup is said to be %+v", b)
+	}
+	moved := filepath.Join(s.home, "moved")
+	pg := o.restored("restored", "--tablespace-mapping", place+"="+moved)
+	o.recovers(pg)
+	for sql, want := range map[string]string{
+		"SELECT string_agg(id::text, ',' ORDER BY id) FROM marks":                  "1,2,3",
+		"SELECT count(*) FROM in_ts":                                               "1000",
+		"SELECT pg_tablespace_location(oid) FROM pg_tablespace WHERE oid = 16384":  moved,
+		"SELECT count(*) FROM pg_ls_dir('.') AS name WHERE name LIKE '%.tar%'":     "0",
+		"INSERT INTO in_ts SELECT * FROM in_ts; SELECT count(*) > 1000 FROM in_ts": "t",
+		"SELECT setting FROM pg_settings WHERE name = 'synchronous_standby_names'": "",
+		"SELECT system_identifier FROM pg_control_system()":                        "7710929516611631544",
+	} {
+		if got := o.asked(pg, sql); got != want {
+			t.Errorf("%s is %q, want %q", sql, got, want)
+		}
+	}
+	o.amcheck(pg)
+	if after := tree(t, s.archive); strings.Join(after, "\n") != strings.Join(before, "\n") {
+		t.Error("the archive was changed")
+	}
+
+	parts := filepath.Join(s.archive, "basebackups_005", name, "tar_partitions")
+	for _, part := range everything(t, parts) {
+		path := filepath.Join(parts, part)
+		sound, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for how, content := range map[string][]byte{"missing": nil, "empty": {}, "cut": sound[:len(sound)*2/3]} {
+			if err := os.Remove(path); err != nil {
+				t.Fatal(err)
+			}
+			if content != nil {
+				err = os.WriteFile(path, content, 0o644)
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			dir := filepath.Join(s.home, "new")
+			o.restore(dir, "--tablespace-mapping", place+"="+dir+".tablespace").failed(1, "")
+			absent(t, filepath.Join(dir, "global", "pg_control"))
+			if err := errors.Join(os.RemoveAll(dir), os.RemoveAll(dir+".tablespace"), os.WriteFile(path, sound, 0o644)); err != nil {
+				t.Fatal(err)
+			}
+			if t.Failed() {
+				t.Fatalf("%s %s", part, how)
+			}
+		}
+	}
+}
+
 // unpackWALG unpacks the parts of a backup with one tablespace.
 func unpackWALG(dir, tablespace, parts string) error {
 	const oid = "16384"

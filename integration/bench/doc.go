@@ -1,4 +1,4 @@
-// Package bench measures walferry beside pg_receivewal, on real servers, in
+// Package bench measures walferry beside pg_receivewal and pg_basebackup, on real servers, in
 // one run: what counts is the ratio, since the machine is another one each
 // time.
 //
@@ -7,6 +7,7 @@
 //	go test -run '^$' -bench Receive ./integration/bench
 //	go test -run '^$' -bench Steady -timeout 60m ./integration/bench
 //	go test -run '^$' -bench Commit ./integration/bench
+//	go test -run '^$' -bench Backup ./integration/bench
 //
 // BenchmarkReceive makes about 1 GiB of pgbench's WAL on a private server,
 // with one physical slot for every contender and round that was made before
@@ -26,12 +27,21 @@
 // contenders take turns in several rounds; what is printed are the medians of
 // the rounds.
 //
+// BenchmarkBackup backs a cluster of about 1.5 GB up: by pg_basebackup into tar
+// files that the server or the client compresses with lz4, and by walferry with
+// the same compression into a directory and into the S3 server, each with the WAL
+// that makes the backup consistent. Then it is restored: by tar from
+// pg_basebackup's tar file, and by walferry, beside what the disk takes to write
+// as many bytes.
+//
 // All need PostgreSQL's programs ($WALFERRY_TEST_PG or the usual places) and
 // versitygw ($WALFERRY_VERSITYGW, PATH or GOPATH/bin); what is missing is said
 // loudly and left out. Variables:
 //
-//	WALFERRY_BENCH_ROUNDS   rounds of BenchmarkReceive, 3, and of BenchmarkCommit, 5
-//	WALFERRY_BENCH_MB       WAL of BenchmarkReceive, 1024
+//	WALFERRY_BENCH_ROUNDS   rounds of BenchmarkReceive, 3, of BenchmarkCommit, 5, and
+//	                        of BenchmarkBackup, 3
+//	WALFERRY_BENCH_MB       WAL of BenchmarkReceive, 1024, and size of BenchmarkBackup's
+//	                        cluster, 1536
 //	WALFERRY_BENCH_SECONDS  of each stream of BenchmarkSteady, 15, and of each
 //	                        number of clients in BenchmarkCommit, 2
 //	WALFERRY_BENCH_OTHER    another walferry program to run beside: an older

@@ -3,7 +3,7 @@ package mutations
 // mutation is one way to break a promise of the program. Its package's tests
 // must notice.
 type mutation struct {
-	promise string // "invariant N", or a row or rule of the design's section on fetch
+	promise string // "invariant N", or a row or rule of the design's section on fetch or on restore
 	breaks  string // what the change would do
 	file    string // from the module's root
 	old     string // occurs exactly once in file
@@ -13,12 +13,13 @@ type mutation struct {
 }
 
 // promises must each have a row in the table: the invariants that hold so far,
-// and the outcomes of fetch.
+// the outcomes of fetch, and the rules of restore.
 func promises() []string {
 	return []string{
-		"invariant 1", "invariant 2", "invariant 3", "invariant 4", "invariant 5", "invariant 7", "invariant 9", "invariant 10",
+		"invariant 1", "invariant 2", "invariant 3", "invariant 4", "invariant 5", "invariant 6", "invariant 7", "invariant 9", "invariant 10",
 		"fetch: delivered", "fetch: proved absent", "fetch: failed", "fetch: wrong flag or setting", "fetch: a bug", "fetch: SIGTERM",
 		"fetch: mode and place", "fetch: never past a fork", "fetch: checks",
+		"restore: nothing is missing", "restore: what is unfinished does not start", "restore: what cannot be reached is refused",
 	}
 }
 
@@ -488,6 +489,129 @@ func table() []mutation {
 			file: "restore/deliver.go",
 			old:  "SystemIdentifier: expected,", new: "SystemIdentifier: 0 * expected,",
 			pkg: "restore", run: "TestOutcomes",
+		},
+		// A backup exists when everything of it does.
+		{
+			promise: "invariant 6", breaks: "the sentinel does not wait for the WAL",
+			file: "basebackup/basebackup.go",
+			old:  "	if err := t.finishWAL(); err != nil {\n		return archive.Backup{}, err\n	}\n	t.report(PhaseCommit)", new: "	t.report(PhaseCommit)",
+			pkg: "basebackup", run: "TestAwaitWAL|TestIncludeWAL|TestTake",
+		},
+		{
+			promise: "invariant 6", breaks: "WAL up to the backup's start is enough",
+			file: "basebackup/wait.go",
+			old:  "case reach.LSN >= stop.LSN:", new: "case reach.LSN >= start.LSN:",
+			pkg: "basebackup", run: "TestAwaitWAL",
+		},
+		{
+			promise: "invariant 6", breaks: "nothing keeps the WAL that is to be included",
+			file: "basebackup/wal.go",
+			old:  "err = conn.CreateTemporarySlot(t.ctx, w.slot)", new: "err = nil",
+			pkg: "basebackup", run: "TestIncludeWAL",
+		},
+		{
+			promise: "invariant 6", breaks: "a file with other bytes than the server's is kept",
+			file: "basebackup/files.go",
+			old:  "if found != want {", new: "if found.size != want.size {",
+			pkg: "basebackup", run: "TestCompare|TestRefused",
+		},
+		{
+			promise: "invariant 6", breaks: "a file that the server lists and did not send is passed over",
+			file: "basebackup/files.go",
+			old:  "for path, want := range late {", new: "for path, want := range map[string]facts{} {",
+			pkg: "basebackup", run: "TestCompare|TestRefused",
+		},
+		{
+			promise: "invariant 6", breaks: "a file that the server does not list is passed over",
+			file: "basebackup/files.go",
+			old:  "for path, found := range early {", new: "for path, found := range map[string]facts{} {",
+			pkg: "basebackup", run: "TestCompare|TestRefused",
+		},
+		{
+			promise: "invariant 6", breaks: "an archive that lacks its end is taken for whole",
+			file: "basebackup/tar.go",
+			old:  "if s.zeros < 2 {", new: "if s.zeros < 0 {",
+			pkg: "basebackup", run: "TestScanner|TestRefused",
+		},
+		{
+			promise: "invariant 6", breaks: "the sentinel comes before what describes the backup",
+			file: "archive/backup_write.go",
+			old:  "		{w.name.folder() + factsName, append(facts, '\\n')},\n		{w.name.folder() + metadataName, metadata},\n		{w.name.sentinelKey(), sentinel},\n",
+			new:  "		{w.name.sentinelKey(), sentinel},\n		{w.name.folder() + factsName, append(facts, '\\n')},\n		{w.name.folder() + metadataName, metadata},\n",
+			pkg:  "archive", run: "TestTakeBackup",
+		},
+		{
+			promise: "invariant 6", breaks: "nobody looks whether the parts are there",
+			file: "archive/backup_write.go",
+			old:  "if err := w.complete(ctx, f); err != nil {", new: "if err := error(nil); err != nil {",
+			pkg: "archive", run: "TestCommitRefuses",
+		},
+		{
+			promise: "invariant 6", breaks: "an attempt writes into the folder of another",
+			file: "archive/backup_write.go",
+			old:  "Limit: 1}) {\n		return false, err\n", new: "Limit: 1}) {\n		_ = err\n",
+			pkg: "archive", run: "TestNewBackup",
+		},
+		{
+			promise: "invariant 6", breaks: "a backup that is deleted by half still looks whole",
+			file: "archive/backup_write.go",
+			old:  "	if err := a.store.Delete(ctx, n.sentinelKey()); err != nil {\n		return err\n	}\n", new: "",
+			pkg: "archive", run: "TestDelete",
+		},
+		// What is restored is what was backed up.
+		{
+			promise: "restore: nothing is missing", breaks: "a file that no part has is passed over",
+			file: "restore/unpack/unpack.go",
+			old:  "return u.inventory.missing()", new: "return nil",
+			pkg: "restore/unpack", run: "TestDamaged|TestWALG",
+		},
+		{
+			promise: "restore: nothing is missing", breaks: "a file with other bytes than the manifest's is kept",
+			file: "restore/unpack/inventory.go",
+			old:  "if e.size != size || e.known && e.crc != crc {", new: "if e.size != size {",
+			pkg: "restore/unpack", run: "TestDamaged|TestLostFacts",
+		},
+		{
+			promise: "restore: nothing is missing", breaks: "a backup without walferry.json is not held against its manifest",
+			file: "restore/unpack/parts.go",
+			old:  "if size, ok := sizes[manifestName]; ok {", new: "if size, ok := sizes[manifestName]; ok && size < 0 {",
+			pkg: "restore/unpack", run: "TestLostFacts",
+		},
+		{
+			promise: "restore: what is unfinished does not start", breaks: "pg_control has its name before the rest is there",
+			file: "restore/unpack/name.go",
+			old:  `hiddenControl = controlName + ".unpack"`, new: "hiddenControl = controlName",
+			pkg: "restore/unpack", run: "TestCrash",
+		},
+		{
+			promise: "restore: what is unfinished does not start", breaks: "pg_control has its name before the recovery settings are there",
+			file: "restore/unpack/unpack.go",
+			old:  "	if u.o.Finish != nil {\n", new: "	if err := u.tree.rename(hiddenControl, controlName); err != nil {\n		return err\n	}\n	defer func() { _ = u.tree.rename(controlName, hiddenControl) }()\n	if u.o.Finish != nil {\n",
+			pkg: "restore/unpack", run: "TestCrash|TestUnpack|TestDurable",
+		},
+		{
+			promise: "restore: what cannot be reached is refused", breaks: "a backup whose WAL is missing is restored",
+			file: "restore/recovery/plan.go",
+			old:  "	if !whole {\n		missing :=", new: "	if !whole && b.Stop.LSN == 0 {\n		missing :=",
+			pkg: "restore/recovery", run: "TestRefused",
+		},
+		{
+			promise: "restore: what cannot be reached is refused", breaks: "a target behind the archive's end is taken",
+			file: "restore/recovery/plan.go",
+			old:  "if t.LSN != nil && *t.LSN >= reach.LSN {", new: "if t.LSN != nil && *t.LSN == 0 {",
+			pkg: "restore/recovery", run: "TestRefused",
+		},
+		{
+			promise: "restore: what cannot be reached is refused", breaks: "a backup that is not consistent at the target is chosen",
+			file: "restore/recovery/plan.go",
+			old:  "return b.Stop.LSN <= *t.LSN", new: "return b.Start.LSN <= *t.LSN",
+			pkg: "restore/recovery", run: "TestMakePlan|TestRefused",
+		},
+		{
+			promise: "restore: what cannot be reached is refused", breaks: "a hole in the WAL is taken for its end",
+			file: "restore/recovery/plan.go",
+			old:  "if t.none() && !p.o.StopAtGap {", new: "if t.none() && p.o.StopAtGap {",
+			pkg: "restore/recovery", run: "TestRefused",
 		},
 	}
 }

@@ -33,6 +33,9 @@ const (
 	Truncate Fault = "truncate"
 	// BlackHole takes the request and never answers.
 	BlackHole Fault = "black hole"
+	// Withhold passes the request on and, when the server has answered it,
+	// keeps that for itself: what is to be done is done, and the client waits.
+	Withhold Fault = "withhold"
 	// ClockSkew answers 403 RequestTimeTooSkewed, with a Date an hour ahead:
 	// the store's clock is, or the client's is behind.
 	ClockSkew Fault = "clock skew"
@@ -60,9 +63,11 @@ type Proxy struct {
 }
 
 type rule struct {
-	fault Fault
-	match string
-	left  int // requests; negative: no end
+	fault  Fault
+	match  string
+	skip   int // requests that pass before
+	left   int // requests; negative: no end
+	caught chan struct{}
 }
 
 // Proxy starts a proxy in front of s. It ends with the test.
@@ -104,6 +109,18 @@ func (p *Proxy) Inject(fault Fault, match string, n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.faults = append(p.faults, &rule{fault: fault, match: match, left: n})
+}
+
+// Catch does fault to one request: of those from now on whose name contains
+// match the one with the number nth, from 1 on. The channel is closed when that
+// request has come, and with Withhold when the server has answered it: then a
+// client can be killed at a stage of its work that is known.
+func (p *Proxy) Catch(fault Fault, match string, nth int) (caught <-chan struct{}) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	r := &rule{fault: fault, match: match, skip: nth - 1, left: 1, caught: make(chan struct{})}
+	p.faults = append(p.faults, r)
+	return r.caught
 }
 
 // Between runs do while no request is under way: those under way are answered
@@ -168,40 +185,61 @@ func requestName(r *http.Request) string {
 	return verb
 }
 
+// fate is what becomes of a request.
+type fate struct {
+	fault Fault
+	slow  time.Duration
+	hole  <-chan struct{} // closed when black holes give up
+	tell  func()          // that it has come as far as Catch promises
+}
+
 // take counts a request and says what to do with it.
-func (p *Proxy) take(r *http.Request) (Fault, time.Duration, <-chan struct{}) {
+func (p *Proxy) take(r *http.Request) fate {
 	name := requestName(r)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.counts[name]++
+	this := fate{slow: p.slow, hole: p.hole, tell: func() {}}
 	for _, f := range p.faults {
-		if f.left != 0 && strings.Contains(name, f.match) {
-			f.left--
-			return f.fault, p.slow, p.hole
+		if f.left == 0 || !strings.Contains(name, f.match) {
+			continue
 		}
+		if f.skip > 0 {
+			f.skip--
+			continue
+		}
+		f.left--
+		this.fault = f.fault
+		if f.caught != nil { // of one request alone
+			this.tell = func() { close(f.caught) }
+		}
+		break
 	}
-	return "", p.slow, p.hole
+	return this
 }
 
 // ServeHTTP passes a request on.
 func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	p.moving.RLock()
 	defer p.moving.RUnlock()
-	fault, slow, hole := p.take(r)
-	if slow > 0 {
+	f := p.take(r)
+	if f.slow > 0 {
 		select {
-		case <-time.After(slow):
+		case <-time.After(f.slow):
 		case <-r.Context().Done():
 		}
 	}
-	switch fault {
+	if f.fault != Withhold {
+		f.tell()
+	}
+	switch f.fault {
 	case Unavailable:
 		refuse(w, http.StatusServiceUnavailable, "SlowDown", "Please reduce your request rate.")
 	case ClockSkew:
 		w.Header().Set("Date", time.Now().UTC().Add(time.Hour).Format(http.TimeFormat))
 		refuse(w, http.StatusForbidden, "RequestTimeTooSkewed", "The difference between the request time and the current time is too large.")
 	case BlackHole:
-		<-hole
+		<-f.hole
 		panic(http.ErrAbortHandler)
 	case Reset:
 		if r.ContentLength > 0 {
@@ -210,9 +248,9 @@ func (p *Proxy) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			reset(w)
 			return
 		}
-		p.pass(w, r, fault)
+		p.pass(w, r, f)
 	default:
-		p.pass(w, r, fault)
+		p.pass(w, r, f)
 	}
 }
 
@@ -225,7 +263,7 @@ func refuse(w http.ResponseWriter, status int, code, message string) {
 }
 
 // pass sends the request to the server and the answer back.
-func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, fault Fault) {
+func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, f fate) {
 	// A client that goes away when it has sent everything takes nothing back:
 	// what the server answers is seen all the same.
 	out, err := http.NewRequestWithContext(context.WithoutCancel(r.Context()), r.Method, p.target+r.URL.RequestURI(), r.Body)
@@ -253,19 +291,24 @@ func (p *Proxy) pass(w http.ResponseWriter, r *http.Request, fault Fault) {
 	if watch != nil {
 		watch(r, in.StatusCode)
 	}
-	if fault == LostAnswer {
+	switch f.fault {
+	case Withhold:
+		f.tell()
+		<-f.hole
+		panic(http.ErrAbortHandler)
+	case LostAnswer:
 		_, _ = io.Copy(io.Discard, in.Body)
 		panic(http.ErrAbortHandler)
 	}
 	maps.Copy(w.Header(), in.Header)
 	w.WriteHeader(in.StatusCode)
-	switch fault {
+	switch f.fault {
 	case Reset, Truncate:
 		_, _ = io.CopyN(w, in.Body, max(in.ContentLength/2, 1))
 		if err := http.NewResponseController(w).Flush(); err != nil {
 			panic(http.ErrAbortHandler)
 		}
-		if fault == Reset {
+		if f.fault == Reset {
 			reset(w)
 			return
 		}

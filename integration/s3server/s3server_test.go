@@ -282,6 +282,41 @@ func TestProxyClientGoesAway(t *testing.T) {
 	}
 }
 
+// TestProxyCatch: one request of many is stopped, before the server sees it or
+// when it has done what it was told; the others go their way.
+func TestProxyCatch(t *testing.T) {
+	for fault, want := range map[s3server.Fault]int{s3server.BlackHole: 2, s3server.Withhold: 3} {
+		came := make(chan string, 4)
+		p := behind(t, came)
+		caught := p.Catch(fault, "PUT wal_005", 2)
+		put := func() error {
+			_, _, err := do(t, "PUT", p.URL+"/b/wal_005/k", "body")
+			return err
+		}
+		if err := put(); err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-caught:
+			t.Errorf("%s: the first request was caught", fault)
+		default:
+		}
+		failed := make(chan error, 1)
+		go func() { failed <- put() }()
+		<-caught
+		if err := put(); err != nil {
+			t.Errorf("%s: the third request: %v", fault, err)
+		}
+		if len(came) != want {
+			t.Errorf("%s: the server has seen %d requests, want %d", fault, len(came), want)
+		}
+		p.Heal()
+		if err := <-failed; err == nil {
+			t.Errorf("%s: the request that was caught was answered", fault)
+		}
+	}
+}
+
 // TestProxyClock: a store that is an hour ahead says so.
 func TestProxyClock(t *testing.T) {
 	p := behind(t, make(chan string, 1))

@@ -195,6 +195,20 @@ func (s *Server) MakeBucket(t testing.TB, name string) {
 	}
 }
 
+// Uploads lists the keys of the multipart uploads that were begun in a bucket and
+// neither completed nor given up.
+func (s *Server) Uploads(t testing.TB, bucket string) (keys []string) {
+	t.Helper()
+	out, err := s.client().ListMultipartUploads(context.WithoutCancel(t.Context()), &s3.ListMultipartUploadsInput{Bucket: &bucket})
+	if err != nil {
+		t.Fatalf("list the uploads of bucket %s: %v", bucket, err)
+	}
+	for _, u := range out.Uploads {
+		keys = append(keys, aws.ToString(u.Key))
+	}
+	return keys
+}
+
 // AddUser makes a user whom the bucket's policy allows exactly what walferry
 // needs: GetObject and PutObject on every key, ListBucket. It replaces the policy:
 // the user added last is the one.
