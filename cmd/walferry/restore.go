@@ -234,10 +234,20 @@ func (r *restoring) run(ctx context.Context) error {
 	}
 	var command serverCommand
 	var said []string
+	const phase = "unpacking" // the one that is counted in bytes
+	durable := false
 	bar := r.newProgress()
 	err = unpack.Unpack(ctx, ar, plan.Backup, unpack.Options{
 		Dir: r.dir, Mapping: r.mapping, Owner: owner.unpack(), Log: r.log,
-		Progress: func(p unpack.Progress) { bar.at(p.Phase, p.Done, p.Total) },
+		Progress: func(p unpack.Progress) {
+			if p.Phase == phase {
+				bar.at(p.Phase, p.Done, p.Total)
+			} else if !durable { // counted in files, and soon over
+				durable = true
+				bar.end()
+				r.log.Info("making it durable")
+			}
+		},
 		// No server starts there before its settings say what it is.
 		Finish: func(ctx context.Context) (err error) {
 			if command, err = r.writeCommand(ctx, where, owner); err != nil {
