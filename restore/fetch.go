@@ -241,6 +241,14 @@ func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 		p := &proof{archive: f.archive, wanted: w, cluster: c, unsealed: f.takesUnsealed(w)}
 		err = p.absent(ctx)
 	}
+	if errors.Is(err, ErrHole) && !w.isHistory() {
+		switch own, oerr := f.o.Place.holds(w.segment, c); {
+		case oerr != nil:
+			return fmt.Errorf("%w; %w", err, oerr)
+		case own:
+			return fmt.Errorf("%w %s, and whole in pg_wal, where the server takes it from", ErrAbsent, f.archive)
+		}
+	}
 	if errors.Is(err, ErrHole) && f.o.StopAtGap {
 		f.log.Warn(fmt.Sprintf("%s: %v; taken for the end of the archive (--stop-at-gap)", w, err))
 		return fmt.Errorf("%w: %w", ErrAbsent, err)

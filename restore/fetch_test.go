@@ -16,6 +16,7 @@ import (
 	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/objstore"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/waltest"
 )
 
 // outcome is a row of the table of what fetch may answer.
@@ -28,6 +29,14 @@ var (
 	absent    = outcome{1, 1}
 	failed    = outcome{255, 1}
 )
+
+// switched is a segment that was switched, with records that are right.
+func switched(n segment.Name) []byte {
+	l := waltest.New(testSystem, testSize, n.Start(testSize))
+	l.Fill(n.Start(testSize) + 5*segment.PageSize)
+	l.Switch()
+	return l.Segment(n.Start(testSize))
+}
 
 // TestOutcomes goes through every row of the outcome table, in both modes.
 func TestOutcomes(t *testing.T) {
@@ -100,6 +109,46 @@ func TestOutcomes(t *testing.T) {
 			set: func(f *fixture) { f.archive.mute = true }},
 		{what: "a hole", want: failed, says: name(1, 6).String(),
 			set: func(f *fixture) { f.put(name(1, 6).String()+".lz4", nil) }},
+		{what: "a hole in the archive alone: the server has the segment, from its base backup", want: absent, once: true,
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), wal(seg, int(testSize)))
+			}},
+		{what: "a hole in the archive alone: the server has the segment up to a switch", want: absent, once: true,
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), switched(seg))
+			}},
+		{what: "a hole, and the server has a part of the segment", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), wal(seg, 5*segment.PageSize))
+			}},
+		{what: "a hole, and the server has a segment that was renamed for later use", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), wal(name(1, 3), int(testSize)))
+			}},
+		{what: "a hole, and the server has the beginning of the segment before an old one's pages", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), append(wal(seg, int(testSize))[:testSize/2:testSize/2], wal(name(1, 3), int(testSize))[testSize/2:]...))
+			}},
+		{what: "a hole, and the server has another cluster's segment", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), walOf(seg, 1, foreign, int(testSize)))
+			}},
+		{what: "a hole, and the server has a file that is too short", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.write("pg_wal/"+seg.String(), wal(seg, int(testSize))[:testSize-segment.PageSize])
+			}},
+		{what: "a hole, and what the server has is no file", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.mkdir("pg_wal/" + seg.String())
+			}},
 		{what: "a hole further on, in a form that cannot be read", want: failed, says: "goes on with",
 			set: func(f *fixture) { f.put(name(1, 9).String()+".foo", nil) }},
 		{what: "the missing history of a timeline with WAL", file: "00000002.history", want: failed, says: "hole",
