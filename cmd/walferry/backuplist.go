@@ -167,9 +167,9 @@ type reaches struct {
 	sealed, reach segment.Position
 }
 
-// from returns how far WAL goes from b's start on: in whole segments, and at
+// from returns how far WAL goes from an LSN of b on: in whole segments, and at
 // all. known is false when nothing says how large a segment is.
-func (r *reaches) from(ctx context.Context, b archive.Backup) (sealed, reach segment.Position, known bool, err error) {
+func (r *reaches) from(ctx context.Context, b archive.Backup, begin segment.LSN) (sealed, reach segment.Position, known bool, err error) {
 	size := r.size
 	if b.Facts != nil && b.Facts.SegmentSize != 0 {
 		size = segment.Size(b.Facts.SegmentSize)
@@ -181,13 +181,13 @@ func (r *reaches) from(ctx context.Context, b archive.Backup) (sealed, reach seg
 	if err != nil {
 		return sealed, reach, false, err
 	}
-	if r.known && r.history.Timeline == h.Timeline && r.begin <= b.Start.LSN && b.Start.LSN < r.sealed.LSN {
+	if r.known && r.history.Timeline == h.Timeline && r.begin <= begin && begin < r.sealed.LSN {
 		return r.sealed, r.reach, true, nil
 	}
-	if r.sealed, r.reach, err = r.ar.ReachFrom(ctx, h, size, b.Start.LSN); err != nil {
+	if r.sealed, r.reach, err = r.ar.ReachFrom(ctx, h, size, begin); err != nil {
 		return sealed, reach, false, err
 	}
-	r.known, r.history, r.begin = true, h, b.Start.LSN
+	r.known, r.history, r.begin = true, h, begin
 	return r.sealed, r.reach, true, nil
 }
 
@@ -273,9 +273,15 @@ func describeBackup(ctx context.Context, b archive.Backup, r *reaches) (backupIn
 
 // window says which WAL there is behind a backup.
 func (r *reaches) window(ctx context.Context, b archive.Backup, info *backupInfo) error {
-	sealed, reach, known, err := r.from(ctx, b)
+	sealed, reach, known, err := r.from(ctx, b, b.Start.LSN)
 	if err != nil {
 		return err
+	}
+	if known && info.WALIncluded && reach.LSN < b.Stop.LSN {
+		// What it has itself the archive need not have, but what follows.
+		if sealed, reach, _, err = r.from(ctx, b, b.Stop.LSN); err != nil {
+			return err
+		}
 	}
 	enough := known && reach.LSN >= b.Stop.LSN
 	switch {

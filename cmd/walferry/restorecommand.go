@@ -224,12 +224,17 @@ const (
 // must deliver, and in an empty environment as the directory's owner, which is
 // how service managers start a server.
 func (r *restoring) tryCommand(ctx context.Context, command serverCommand, plan *recovery.Plan, owner account) error {
-	if plan.Reach.LSN <= plan.Backup.Stop.LSN && plan.Backup.Facts != nil && plan.Backup.Facts.WAL == archive.WALIncluded {
+	included := plan.Backup.Facts != nil && plan.Backup.Facts.WAL == archive.WALIncluded
+	if included && plan.Reach.LSN <= plan.Backup.Stop.LSN {
 		return nil // its WAL is inside, and the archive may have none
 	}
 	// The first that the server asks for. On which timeline, it tries one after
 	// the other; the backup's own has it.
 	name := plan.Size.Name(plan.Backup.Start.Timeline, plan.Backup.Start.LSN).String()
+	if included {
+		// Of what it has inside, the archive has the last at least.
+		name = plan.Size.Name(plan.Backup.Stop.Timeline, plan.Backup.Stop.LSN).String()
+	}
 	if said, err := r.tryOnce(ctx, command, name, account{uid: os.Geteuid(), gid: os.Getegid()}, r.environ); err != nil {
 		if ctx.Err() != nil {
 			return withExit(exitFailed, fmt.Errorf("interrupted: %s is restored, and its restore_command was not tried", r.dir), "")
