@@ -34,7 +34,11 @@ func eachServer(t *testing.T, f func(t *testing.T, i instance.Installation)) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, i := range found {
+	for n, i := range found {
+		if n > 0 && i.Major != 15 && os.Getenv("WALFERRY_FULL") == "" {
+			t.Logf("not tested on %s without WALFERRY_FULL=1", i)
+			continue // the newest and 15 are what a commit can wait for
+		}
 		t.Run(fmt.Sprintf("PostgreSQL_%d", i.Major), func(t *testing.T) { f(t, i) })
 	}
 }
