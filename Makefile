@@ -26,7 +26,7 @@ test:
 	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
 	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
 	echo "go test with PostgreSQL in $$pg and $$s3"; \
-	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -parallel 4 -timeout 15m ./...
+	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -parallel 4 -timeout 30m ./...
 
 # What needs no server: form, known mistakes, unchecked errors, import rules.
 check:

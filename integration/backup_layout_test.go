@@ -43,9 +43,12 @@ type entry struct {
 	crc    uint32 // CRC32C of the content
 }
 
-// serverStatus is what servers call this directory in their tar files
-// (PostgreSQL: sendDir in src/backend/backup/basebackup.c).
-const serverStatus = "./pg_wal/archive_status/"
+// What servers call two directories in their tar files (PostgreSQL: sendDir in
+// src/backend/backup/basebackup.c); the second from 17 on.
+const (
+	serverStatus    = "./pg_wal/archive_status/"
+	serverSummaries = "./pg_wal/summaries/"
+)
 
 // document is a JSON object whose members are not looked at yet.
 type document map[string]json.RawMessage
@@ -295,7 +298,7 @@ func (b *stated) checkEntries() {
 			if h.Typeflag != tar.TypeDir || h.Mode&0o7777 != 0o700 || !strings.HasPrefix(e.part, "part_000.") {
 				wrong = fmt.Sprintf("the root has type %q and mode %o", h.Typeflag, h.Mode)
 			}
-		case name == serverStatus && h.Typeflag == tar.TypeDir: // the one that the server calls so
+		case (name == serverStatus || name == serverSummaries) && h.Typeflag == tar.TypeDir: // the server calls them so
 		case strings.HasPrefix(name, "/"), strings.HasPrefix(name, "./"), slices.Contains(strings.Split(name, "/"), ".."):
 			wrong = "it does not begin in the data directory"
 		case h.Typeflag == tar.TypeDir != strings.HasSuffix(name, "/"):

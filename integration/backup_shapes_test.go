@@ -48,7 +48,7 @@ func mapped(from, to []string) (flags []string) {
 // which still uses the old places, runs on and is not touched; without being
 // told, a place that is in use is refused.
 func TestRestoreTablespaces(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		r := s.receive()
 		s.slotSegment()
@@ -192,7 +192,7 @@ func TestBackupSegmentSizes(t *testing.T) {
 // length, files that are nobody's, with names that are no text, and directories
 // that are empty.
 func TestBackupShapes(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		r := s.receive()
 		s.slotSegment()
@@ -274,7 +274,7 @@ func TestBackupShapes(t *testing.T) {
 // databases are made, cut to nothing and dropped all the time that a backup
 // takes, which is made to be long.
 func TestBackupWhileFilesChange(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		r := s.receive()
 		s.slotSegment()
@@ -297,7 +297,7 @@ func TestBackupWhileFilesChange(t *testing.T) {
 			}
 		}()
 		o := s.operator()
-		name := o.backup("--max-rate", "1MB")
+		name := o.backup(slowly(8)...)
 		close(stop)
 		n := <-rounds
 		if failed != nil {

@@ -269,7 +269,7 @@ func TestBackupCompression(t *testing.T) {
 // Pages whose checksums are wrong do not end a backup: it is kept, and marked.
 // Everything else of it is as it should be, so that what can be saved is.
 func TestBackupOfDamagedPages(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i, initArgs: []string{"--data-checksums"}})
 		r := s.receive()
 		s.slotSegment()

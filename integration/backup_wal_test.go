@@ -28,7 +28,7 @@ func (s *scene) reachedOn(t segment.Timeline, lsn segment.LSN) bool {
 // archive has no other WAL, and a server is restored from it with every row
 // that was acknowledged before it began.
 func TestBackupWithItsWAL(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		s.sql("CREATE TABLE ledger (id bigint PRIMARY KEY, v text, sum text)")
 		busy := s.pgbench()
@@ -37,7 +37,7 @@ func TestBackupWithItsWAL(t *testing.T) {
 		before, _ := l.acknowledged()
 		o := s.operator()
 		// Slowly, so that there is WAL of several segments.
-		name := o.backup("--wal", "include", "--max-rate", "2MB")
+		name := o.backup(append(slowly(16), "--wal", "include")...)
 		busy.stop()
 		l.stop()
 		if v := s.sql("SELECT count(*) FROM pg_replication_slots"); v != "0" {
@@ -97,7 +97,7 @@ func TestBackupWithItsWALAndALateReceiver(t *testing.T) {
 	s := newScene(t, options{})
 	s.table()
 	o := s.operator()
-	p := o.create("--wal", "include", "--max-rate", "1MB")
+	p := o.create(append(slowly(4), "--wal", "include")...)
 	eventually(t, "the backup to be under way", func() bool {
 		return s.sql("SELECT count(*) FROM pg_stat_progress_basebackup WHERE backup_streamed > 100000") == "1" || !p.running()
 	})
@@ -105,6 +105,7 @@ func TestBackupWithItsWALAndALateReceiver(t *testing.T) {
 		s.fill(500)
 		s.switchWAL()
 	}
+	s.sql("CHECKPOINT") // a new slot begins there
 	r := s.receive()
 	first := s.slotSegment()
 	s.fill(500)

@@ -71,6 +71,12 @@ func (o *operator) backup(more ...string) string {
 	return name
 }
 
+// slowly are flags with which a backup takes its time, on every server: the rate
+// is that of what goes over the wire.
+func slowly(mb int) []string {
+	return []string{"--compress", "client-lz4", "--max-rate", fmt.Sprintf("%dMB", mb)}
+}
+
 // listing is what "backup list --json" prints.
 type listing struct {
 	Archive string         `json:"archive"`

@@ -36,7 +36,7 @@ func (s *scene) caughtUp(pg *instance.Server) {
 // A base backup of a standby costs the primary nothing. Its WAL comes from the
 // primary, and it restores to a server with every acknowledged row.
 func TestBackupOfStandby(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		r := s.receive()
 		s.slotSegment()
@@ -97,7 +97,7 @@ func TestBackupOfStandby(t *testing.T) {
 // A standby is promoted while a base backup of it is taken: that fails, says
 // why, and leaves no backup; the next one of the new primary is good.
 func TestBackupAcrossPromotion(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		s := newScene(t, options{pg: i})
 		r := s.receive()
 		s.slotSegment()
@@ -106,7 +106,7 @@ func TestBackupAcrossPromotion(t *testing.T) {
 		standby := s.standby()
 		o := s.operator().at(standby)
 		before := o.backup()
-		p := o.create("--max-rate", "1MB")
+		p := o.create(slowly(4)...)
 		eventually(t, "the backup to be under way", func() bool {
 			if !p.running() {
 				t.Fatalf("the backup has ended: %v", p.err)

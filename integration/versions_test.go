@@ -76,6 +76,18 @@ func onVersions(t *testing.T, scenario func(t *testing.T, i instance.Installatio
 	}
 }
 
+// onVersionsInFull is onVersions where every version matters and a commit cannot
+// wait for all: else the scenario runs on the main one alone.
+func onVersionsInFull(t *testing.T, scenario func(t *testing.T, i instance.Installation)) {
+	t.Helper()
+	if theLab.missing != "" || theLab.full {
+		onVersions(t, scenario)
+		return
+	}
+	t.Parallel()
+	scenario(t, theLab.main)
+}
+
 // The smallest and the largest segments that the spool has been sized for:
 // received over a kill and a restart, archived and fetched, they are the
 // server's own bytes.
