@@ -54,7 +54,7 @@ func TestProgressLines(t *testing.T) {
 		now = now.Add(time.Second)
 	}
 	p.end()
-	want := "walferry: copying: 100 %, 10240 kB of 10240 kB, 1024 kB/s\nwalferry: copying: 100 %, 20 MB of 20 MB, 1024 kB/s\n"
+	want := "walferry: copying: 100 %, 10 MB of 10 MB, 1024 kB/s\nwalferry: copying: 100 %, 20 MB of 20 MB, 1024 kB/s\n"
 	if out.String() != want {
 		t.Errorf("it says\n%swant\n%s", out.String(), want)
 	}
@@ -72,7 +72,7 @@ func TestParseRate(t *testing.T) {
 			t.Errorf("%s is %d (%v), want %d", text, got, err, want)
 		}
 	}
-	for _, text := range []string{"", "31", "1025M", "M", "-5M", "50m", "50MB/s", "1e3k", "NaN"} {
+	for _, text := range []string{"", "31", "1025M", "M", "-5M", "50m", "50MB/s", "Inf", "NaN"} {
 		if got, err := parseRate(text); err == nil {
 			t.Errorf("%q is taken for %d kB/s", text, got)
 		}
