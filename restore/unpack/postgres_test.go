@@ -315,7 +315,7 @@ func restoreServer(t *testing.T, i instance.Installation) {
 			},
 		})
 	})
-	if !strings.Contains(said, "cleared primary_conninfo = 'host=nowhere'") {
+	if said != "cleared primary_conninfo" { // without what it says, which may be a password
 		t.Errorf("said %q", said)
 	}
 	// The map was rewritten, as it must be; all else is as the server sent it.
