@@ -245,6 +245,14 @@ func TestDebianCluster(t *testing.T) {
 		}
 	}
 
+	// What root restores belongs to whom the directory belonged before.
+	given := filepath.Join(s.dir, "as-root", "given")
+	if err := theLab.account.MkdirAll(given); err != nil {
+		t.Fatal(err)
+	}
+	runAsRoot(t, o.with(append([]string{"HOME=/root"}, keys...)...).vars, o.binary, "restore", "-D", given, "--backup", name).exits(0)
+	s.ownedBy(given, given+".walferry.yaml")
+
 	// Without keys in that place root is warned.
 	undo()
 	dir := filepath.Join(s.dir, "as-root", "warned")

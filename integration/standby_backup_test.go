@@ -1,6 +1,9 @@
 package integration
 
 import (
+	"fmt"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +56,8 @@ func TestBackupOfStandby(t *testing.T) {
 		if a, b := names[1], names[2]; a == b || a[:len(a)-1] != b[:len(b)-1] {
 			t.Errorf("two backups of an idle standby are called %s and %s, want the first name and the next", a, b)
 		}
+		// One that needs no archive: its WAL comes from the standby, too.
+		names = append(names, o.backup("--wal", "include"))
 		s.awaitShipped()
 		acked, _ := l.acknowledged()
 		for _, name := range names {
@@ -71,7 +76,7 @@ func TestBackupOfStandby(t *testing.T) {
 				continue
 			}
 			pg := o.restored(strings.ToLower(name), "--backup", name)
-			o.verify(pg.DataDir(), false)
+			o.verify(pg.DataDir(), n == len(names)-1)
 			o.recovers(pg)
 			o.hasLedger(pg, acked)
 			o.amcheck(pg)
@@ -92,6 +97,57 @@ func TestBackupOfStandby(t *testing.T) {
 			t.Error("the new standby is none")
 		}
 	})
+}
+
+// All backups of a standby at rest begin at one LSN, and what was killed keeps
+// its name: the attempts are numbered, and when no number is left it is said
+// which names to delete.
+func TestKillBackupOfIdleStandby(t *testing.T) {
+	t.Parallel()
+	s := newScene(t, options{})
+	r := s.receive()
+	s.slotSegment()
+	s.table()
+	s.fill(100)
+	standby := s.standby()
+	o := s.operator().at(standby)
+	known := []string{o.backup()}
+	kills := rounds(2, 6)
+	for range kills {
+		p := o.create(slowly(4)...)
+		p.awaitLog(`base backup begins`)
+		p.kill9()
+	}
+	name := o.backup()
+	// attempt is the name of an attempt behind the first, which was the first.
+	attempt := func(n uint64) string {
+		at, err := strconv.ParseUint(known[0][len(known[0])-8:], 16, 32)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return fmt.Sprintf("%s%08X", known[0][:len(known[0])-8], at+n)
+	}
+	if want := attempt(uint64(kills) + 1); name != want {
+		t.Errorf("behind %d that were killed the backup is called %s, want %s", kills, name, want)
+	}
+	known = append(known, name)
+	if got := o.list().names(); !slices.Equal(got, known) {
+		t.Errorf("the backups are %v, want %v", got, known)
+	}
+	if theLab.full {
+		p := o.create()
+		p.failed(1, `all 8 names .* are taken`)
+		killed := attempt(1)
+		if !strings.Contains(p.log(), killed) || !strings.Contains(p.log(), "backup delete") {
+			t.Errorf("it does not say which names to delete:\n%s", p.log())
+		}
+		o.walferry("backup", "delete", killed).failed(1, `younger than two days`)
+		o.walferry("backup", "delete", killed, "--force").exits(0)
+		if again := o.backup(); again != killed {
+			t.Errorf("the backup is called %s, want the name that is free, %s", again, killed)
+		}
+	}
+	r.stop()
 }
 
 // A standby is promoted while a base backup of it is taken: that fails, says
