@@ -394,7 +394,7 @@ func TestBackupLargeRelation(t *testing.T) {
 	// A row a page, so that there is little WAL; what no compression makes small.
 	s.sql("CREATE TABLE large (id int, v text) WITH (fillfactor = 10)")
 	s.sql("ALTER TABLE large ALTER v SET STORAGE PLAIN")
-	s.sql("INSERT INTO large SELECT g, (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 24)) FROM generate_series(1, 145000) AS g")
+	s.sql("INSERT INTO large SELECT g, (SELECT string_agg(md5(random()::text || g || h), '') FROM generate_series(1, 24) AS h) FROM generate_series(1, 145000) AS g")
 	sum := "SELECT count(*) || ' ' || md5(string_agg(md5(v), '' ORDER BY id)) FROM large"
 	want := s.sql(sum)
 	file := filepath.Join(s.pg.DataDir(), s.sql("CHECKPOINT; SELECT pg_relation_filepath('large')"))

@@ -51,7 +51,7 @@ func (w *world) fill(amount int64) (size int64) {
 	w.b.Helper()
 	const scale = 15 << 20 // of pgbench, bytes
 	w.pgbench("--initialize", "--quiet", fmt.Sprint("--scale=", max(1, amount*2/3/scale)))
-	w.sql(fmt.Sprintf("CREATE TABLE noise AS SELECT g, (SELECT string_agg(md5(random()::text || g), '') FROM generate_series(1, 30)) AS v FROM generate_series(1, %d) AS g", amount/3/1024),
+	w.sql(fmt.Sprintf("CREATE TABLE noise AS SELECT g, (SELECT string_agg(md5(random()::text || g || h), '') FROM generate_series(1, 30) AS h) AS v FROM generate_series(1, %d) AS g", amount/3/1024),
 		"CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT")
 	w.must(filepath.WalkDir(w.pg.DataDir(), func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() || strings.Contains(path, "/pg_wal/") {
