@@ -108,3 +108,36 @@ func TestQuoteShell(t *testing.T) {
 		}
 	}
 }
+
+// A user who restores for himself gets the keys that his own environment leads
+// to, also where HOME is not what the system has for him.
+func TestCredentialsFile(t *testing.T) {
+	home := func() (dir, file string) {
+		t.Helper()
+		dir = t.TempDir()
+		file = filepath.Join(dir, ".aws", "credentials")
+		if err := errors.Join(os.Mkdir(filepath.Dir(file), 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		return dir, file
+	}
+	passwd, ofPasswd := home()
+	variable, ofVariable := home()
+	named := filepath.Join(t.TempDir(), "keys")
+	if err := os.WriteFile(named, nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range []struct {
+		environ []string
+		want    string
+	}{
+		{[]string{"HOME=" + variable}, ofVariable},
+		{[]string{"HOME=" + t.TempDir()}, ofPasswd},
+		{[]string{"HOME=" + variable, "AWS_SHARED_CREDENTIALS_FILE=" + named}, named},
+	} {
+		r := &restoring{call: &call{program: &program{environ: c.environ}}}
+		if got := r.credentialsFile(account{home: passwd}); got != c.want {
+			t.Errorf("%v: the keys are in %s, want %s", c.environ, got, c.want)
+		}
+	}
+}

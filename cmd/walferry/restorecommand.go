@@ -175,7 +175,11 @@ func (r *restoring) credentialsFile(owner account) string {
 	if v := r.variable("AWS_SHARED_CREDENTIALS_FILE"); v != "" {
 		files = append(files, v)
 	}
-	for _, home := range []string{owner.home, r.userHome()} {
+	homes := []string{owner.home, r.userHome()}
+	if !owner.other {
+		homes = []string{r.userHome(), owner.home} // the keys that this restore was made with
+	}
+	for _, home := range homes {
 		if home != "" {
 			files = append(files, filepath.Join(home, ".aws", "credentials"))
 		}
