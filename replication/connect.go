@@ -199,7 +199,11 @@ func (c *Config) connectHost(ctx context.Context, h host) (*Conn, error) {
 		if ctx.Value(dialKey{}) == nil {
 			return nil, ErrClosed
 		}
-		return dial(ctx, network, address)
+		conn, err := dial(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return &socket{conn}, nil
 	}
 	// What pgconn reads through may hold bytes that are read ahead.
 	var in io.Reader

@@ -86,6 +86,7 @@ func newStream(w *wire, server string, timeline segment.Timeline) *Stream {
 		closing:  make(chan struct{}),
 		done:     make(chan struct{}),
 	}
+	streams(w.conn)
 	go s.run()
 	return s
 }

@@ -1,0 +1,155 @@
+package replication
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"path/filepath"
+	"sync"
+	"testing"
+	"time"
+)
+
+// pair returns the two ends of a connection, the first of them blocking.
+func pair(t *testing.T, network string) (b, peer net.Conn) {
+	t.Helper()
+	address := "127.0.0.1:0"
+	if network == "unix" {
+		address = filepath.Join(t.TempDir(), "s")
+	}
+	l, err := net.Listen(network, address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial(network, l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if peer, err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	s := &socket{conn}
+	streams(s)
+	if _, ok := s.Conn.(*blocking); !ok {
+		t.Fatalf("it is read by the poller: %T", s.Conn)
+	}
+	t.Cleanup(func() {
+		_ = s.Close() // again, in most tests
+		for _, c := range []io.Closer{peer, l} {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return s, peer
+}
+
+func TestBlockingCarriesBothWays(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		b, peer := pair(t, network)
+		if b.LocalAddr() == nil || b.RemoteAddr().Network() != network {
+			t.Errorf("it is between %v and %v", b.LocalAddr(), b.RemoteAddr())
+		}
+		want := bytes.Repeat([]byte("wal"), 1<<20)
+		var wg sync.WaitGroup
+		echoed := make([]byte, len(want))
+		wg.Go(func() {
+			if _, err := io.CopyN(peer, peer, int64(len(want))); err != nil {
+				t.Error(err)
+			}
+		})
+		wg.Go(func() {
+			if _, err := b.Write(want); err != nil {
+				t.Error(err)
+			}
+		})
+		if _, err := io.ReadFull(b, echoed); err != nil || !bytes.Equal(echoed, want) {
+			t.Errorf("%s: what came back is not what was sent: %v", network, err)
+		}
+		wg.Wait()
+	}
+}
+
+func TestBlockingSeesTheEnd(t *testing.T) {
+	b, peer := pair(t, "tcp")
+	if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
+		t.Fatal(err)
+	}
+	if n, err := b.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+		t.Errorf("read %d bytes and %v", n, err)
+	}
+}
+
+// TestBlockingCloses: Close ends a read and a write that wait in the kernel, and
+// what comes later is told so.
+func TestBlockingCloses(t *testing.T) {
+	for _, network := range []string{"tcp", "unix"} {
+		b, _ := pair(t, network)
+		errs := make(chan error, 2)
+		go func() {
+			_, err := b.Read(make([]byte, 10))
+			errs <- err
+		}()
+		go func() {
+			for {
+				if _, err := b.Write(make([]byte, 1<<20)); err != nil { // nobody reads it
+					errs <- err
+					return
+				}
+			}
+		}()
+		time.Sleep(20 * time.Millisecond) // they are in the kernel, most likely
+		if err := b.Close(); err != nil {
+			t.Error(err)
+		}
+		for range 2 {
+			// A write sees its socket shut down first, and says that.
+			if err := <-errs; !errors.Is(err, net.ErrClosed) && !errors.As(err, new(*os.SyscallError)) {
+				t.Errorf("%s: %v", network, err)
+			}
+		}
+		_, readErr := b.Read(make([]byte, 10))
+		_, writeErr := b.Write(make([]byte, 10))
+		for _, err := range []error{readErr, writeErr, b.SetWriteDeadline(time.Now()), b.Close()} {
+			if !errors.Is(err, net.ErrClosed) {
+				t.Errorf("after Close: %v", err)
+			}
+		}
+	}
+}
+
+// TestBlockingWriteIsBounded: who is not read gives up.
+func TestBlockingWriteIsBounded(t *testing.T) {
+	b, _ := pair(t, "unix")
+	if err := b.SetWriteDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		if _, err := b.Write(make([]byte, 1<<20)); err != nil {
+			if !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Error(err)
+			}
+			break
+		}
+	}
+	if err := b.SetReadDeadline(time.Now()); !errors.Is(err, os.ErrNoDeadline) {
+		t.Errorf("a deadline that it cannot keep was accepted: %v", err)
+	}
+}
+
+// TestBlockingIsForSocketsOnly: a scripted server's connection stays what it is.
+func TestBlockingIsForSocketsOnly(t *testing.T) {
+	a, b := net.Pipe()
+	s := &socket{a}
+	streams(s)
+	if s.Conn != a {
+		t.Errorf("it became a %T", s.Conn)
+	}
+	for _, c := range []io.Closer{a, b} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
