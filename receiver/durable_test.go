@@ -2,6 +2,7 @@ package receiver
 
 import (
 	"bytes"
+	"fmt"
 	"io/fs"
 	"sync/atomic"
 	"syscall"
@@ -17,6 +18,12 @@ import (
 // TestFlushWaitsForTheDisk: what was received is not what is durable, however
 // long the disk takes and however urgently a commit waits.
 func TestFlushWaitsForTheDisk(t *testing.T) {
+	for _, size := range []int{100, directBytes + 1} {
+		t.Run(fmt.Sprint(size, " bytes"), func(t *testing.T) { flushWaitsForTheDisk(t, size) })
+	}
+}
+
+func flushWaitsForTheDisk(t *testing.T, size int) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, fakepg.Options{})
 		w.srv.Set("synchronous_standby_names", "walferry")
@@ -31,12 +38,19 @@ func TestFlushWaitsForTheDisk(t *testing.T) {
 			t.Fatalf("flush %s, want %s", s.Flush, durable)
 		}
 		gate.hang()
-		for range 3 {
+		first := w.srv.Append(size)
+		settle()
+		for i := range 3 {
 			end := w.srv.Append(100)
+			if size <= directBytes {
+				end = first // the goroutine that reads is in the fsync
+			}
+			told := len(w.srv.Statuses())
 			time.Sleep(12 * time.Second) // a status is due, too
 			settle()
-			if s := w.lastStatus(); s.Write != end || s.Flush != durable {
-				t.Errorf("while the disk hangs: write %s, flush %s; received %s, durable %s", s.Write, s.Flush, end, durable)
+			if s := w.lastStatus(); s.Write != end || s.Flush != durable || len(w.srv.Statuses()) == told {
+				t.Errorf("turn %d while the disk hangs: %d statuses, the last with write %s, flush %s; received %s, durable %s",
+					i, len(w.srv.Statuses())-told, s.Write, s.Flush, end, durable)
 			}
 		}
 		gate.goOn()
@@ -169,7 +183,7 @@ func TestFlushIsWhatTheSyncBeganWith(t *testing.T) {
 		time.Sleep(12 * time.Second)
 		settle()
 		gate.hang()
-		first := w.srv.Append(100)
+		first := w.srv.Append(directBytes + 1) // so that the next is read meanwhile
 		settle()
 		second := w.srv.Append(100)
 		settle()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 	"syscall"
 	"time"
 
@@ -39,9 +40,14 @@ func (r *Receiver) lazySeals() int { return max(1, lazyBytes/int(r.size)) }
 // fullReminder is how often a spool that fills again and again is told.
 const fullReminder = 10 * time.Minute
 
-// streaming is one stream's state. Its loop is the only goroutine that writes
-// into the spool, and the only one that speaks to the server.
+// streaming is one stream's state. Who has the turn works on it, and on the
+// receiver's: the loop, and beside it nobody but direct. So there is one at a
+// time that writes into the spool, and one that speaks to the server.
 type streaming struct {
+	turn   sync.Mutex
+	kick   chan struct{} // gives the loop a turn
+	failed error         // in direct: the loop ends with it
+
 	r      *Receiver
 	s      *replication.Stream
 	disk   *syncer
@@ -89,6 +95,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 	}()
 	r.slotSeen = true
 	st.name = conn.String()
+	st.kick = make(chan struct{}, 1)
 	st.disk = startSyncer()
 	defer func() { err = errors.Join(err, st.shutDisk()) }()
 	st.feedback = newFeedback(r, srv, restart)
@@ -113,13 +120,20 @@ func (r *Receiver) startFailed(ctx context.Context, err error, from segment.Posi
 	return r.gapOr(err, from)
 }
 
-// run is the loop.
+// run is the loop. It keeps the turn when it returns: what is read from then
+// on waits in Batches, and a sync of direct's that is under way leaves its
+// result with the disk.
 func (st *streaming) run(ctx context.Context) error {
 	r := st.r
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	st.turn.Lock()
+	st.s.Direct(st.direct)
 	for {
 		r.heart.expect(turnLimit)
+		if st.failed != nil {
+			return st.failed
+		}
 		room := r.spool.RoomChanged() // asked for before consume looks for room
 		if st.batch != nil {
 			if done, err := st.consume(ctx); done || err != nil {
@@ -148,28 +162,43 @@ func (st *streaming) run(ctx context.Context) error {
 		if st.batch != nil {
 			batches = nil // paused: the one in hand comes first
 		}
+		var stopped, ended, synced, uploaded bool
+		var batch *replication.Batch
+		var res syncResult
+		st.turn.Unlock()
 		select {
 		case <-ctx.Done():
-			return st.stop(ctx)
+			stopped = true
 		case b, ok := <-batches:
-			if !ok {
-				return r.gapOr(st.s.Err(), segment.Position{Timeline: st.s.Timeline(), LSN: st.cursor})
-			}
-			st.batch, st.message, st.rest = b, 0, nil
+			batch, ended = b, !ok
+		case res = <-st.disk.done:
+			synced = true
+		case <-r.uploader.Changed():
+			uploaded = true
+		case <-r.watch.changed:
+			uploaded = true
+		case <-st.kick:
+		case <-room:
+		case <-timer.C:
+		}
+		st.turn.Lock()
+		switch {
+		case stopped:
+			return st.stop(ctx)
+		case ended:
+			return r.gapOr(st.s.Err(), segment.Position{Timeline: st.s.Timeline(), LSN: st.cursor})
+		case batch != nil:
+			st.batch, st.message, st.rest = batch, 0, nil
 			st.feedback.heard = time.Now()
-		case res := <-st.disk.done:
+		case synced:
 			if err := st.synced(res); err != nil {
 				return err
 			}
-		case <-room:
-		case <-r.uploader.Changed():
+		case uploaded:
 			st.feedback.moved = true
 			if err := r.uploader.Stopped(); err != nil && st.full {
 				return fmt.Errorf("%w: %w", ErrSpoolStuck, err)
 			}
-		case <-r.watch.changed:
-			st.feedback.moved = true
-		case <-timer.C:
 		}
 	}
 }
@@ -505,6 +534,7 @@ func (st *streaming) synced(res syncResult) error {
 		return &spoolError{fmt.Errorf("making segment %s durable: %w", res.seg.Name(), res.err)}
 	}
 	r.writing.Over()
+	st.disk.took = res.took
 	if res.sealed {
 		st.disk.queue = st.disk.queue[1:]
 		st.feedback.due = true // a report at each seal

@@ -9,10 +9,12 @@ import (
 )
 
 // syncer does the fsyncs beside the loop, one at a time, so that a slow disk
-// keeps nobody from answering the server.
+// keeps nobody from answering the server. (Those of direct, in its stead, are
+// beside the loop as well.)
 type syncer struct {
 	queue []fullSegment // that wait to be sealed, in order
 	busy  bool          // a request is under way; its result comes on done
+	took  time.Duration // by the last fsync of an open segment
 
 	requests chan syncRequest
 	done     chan syncResult
@@ -34,6 +36,7 @@ type syncResult struct {
 	seg     *spool.Segment
 	sealed  bool
 	durable segment.LSN // everything of the segment before it is durable
+	took    time.Duration
 	err     error
 }
 
@@ -54,7 +57,9 @@ func (req syncRequest) do() syncResult {
 		res.err = req.seg.Seal()
 		res.durable = req.seg.Written()
 	} else {
+		began := time.Now()
 		res.durable, res.err = req.seg.Sync()
+		res.took = time.Since(began)
 	}
 	if errors.Is(res.err, spool.ErrDropped) {
 		// The uploader was faster: the archive has it, which is more.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgproto3"
@@ -33,11 +34,15 @@ type Batch struct {
 
 	buf  []byte
 	home chan *Batch
+	out  *atomic.Int32 // the stream's
 }
 
 // Release gives the batch's memory back. Neither the batch nor the Data of
 // its messages may be used afterwards.
 func (b *Batch) Release() {
+	if b.out != nil { // nil: of no stream
+		b.out.Add(-1)
+	}
 	if len(b.buf) > batchSize {
 		return // grown for an unusual message
 	}
@@ -61,7 +66,9 @@ type Stream struct {
 	timeline segment.Timeline
 	batches  chan *Batch
 	free     chan *Batch
-	closing  chan struct{} // closed by Close
+	out      atomic.Int32                      // batches that were handed over and not released
+	direct   atomic.Pointer[func(*Batch) bool] // may take them in the reader's goroutine
+	closing  chan struct{}                     // closed by Close
 	closed   sync.Once
 	done     chan struct{} // closed when the reader has ended
 
@@ -96,6 +103,14 @@ func (s *Stream) Timeline() segment.Timeline { return s.timeline }
 
 // Batches is the stream. It is closed at the stream's end; Err tells why.
 func (s *Stream) Batches() <-chan *Batch { return s.batches }
+
+// Direct lets take have the batches from now on, in the goroutine that reads, so
+// that an answer needs no other goroutine to wake up. What take returns true
+// for it has taken, and must Release like one of Batches; all others come from
+// Batches. The order is kept: take is asked only while no batch before is
+// unreleased. Until it returns nothing is read. It must not wait for the
+// stream's end.
+func (s *Stream) Direct(take func(*Batch) bool) { s.direct.Store(&take) }
 
 // Err returns why the stream ended, once Batches is closed; before that, nil.
 // It is nil after Stop, an *EndOfTimeline after FinishTimeline, ErrClosed
@@ -235,7 +250,7 @@ func (s *Stream) batch() *Batch {
 	case b := <-s.free:
 		return b
 	default:
-		return &Batch{buf: make([]byte, batchSize), home: s.free}
+		return &Batch{buf: make([]byte, batchSize), home: s.free, out: &s.out}
 	}
 }
 
@@ -274,9 +289,7 @@ func (s *Stream) read() error {
 			next := s.batch()
 			next.room(total)
 			held = copy(next.buf, b.buf[taken:held])
-			select {
-			case s.batches <- b:
-			case <-s.closing:
+			if !s.handOver(b) {
 				return ErrClosed
 			}
 			b = next
@@ -298,6 +311,21 @@ func (s *Stream) read() error {
 		if err != nil && n == 0 {
 			return readError(err)
 		}
+	}
+}
+
+// handOver gives a batch to the owner. It returns false when the stream is
+// closed.
+func (s *Stream) handOver(b *Batch) bool {
+	alone := s.out.Add(1) == 1 // all that came before has been worked on
+	if take := s.direct.Load(); take != nil && alone && (*take)(b) {
+		return true
+	}
+	select {
+	case s.batches <- b:
+		return true
+	case <-s.closing:
+		return false
 	}
 }
 

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net"
 	"os"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -68,6 +70,68 @@ func drain(s *replication.Stream) (data []byte, err error) {
 		b.Release()
 	}
 	return data, s.Err()
+}
+
+// TestDirect: what is taken in the reader's goroutine and what comes by the
+// channel is one stream, in order, whoever is how fast.
+func TestDirect(t *testing.T) {
+	fake(t, fakepg.Options{}, func(t *testing.T, s *fakepg.Server, c *replication.Config) {
+		st := stream(t, c, "", origin)
+		var mu sync.Mutex
+		var got []byte
+		inHand, direct, queued := 0, 0, 0
+		rng := rand.New(rand.NewPCG(1, 2))
+		take := func(b *replication.Batch) {
+			for _, m := range b.Messages {
+				got = append(got, m.Data...)
+			}
+			b.Release()
+		}
+		st.Direct(func(b *replication.Batch) bool {
+			mu.Lock()
+			defer mu.Unlock()
+			if inHand > 0 {
+				t.Error("a batch was offered while an older one was in hand")
+			}
+			if rng.IntN(2) == 0 {
+				return false
+			}
+			direct++
+			take(b)
+			return true
+		})
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			for b := range st.Batches() {
+				mu.Lock()
+				inHand++
+				mu.Unlock()
+				time.Sleep(time.Millisecond)
+				mu.Lock()
+				inHand--
+				queued++
+				take(b)
+				mu.Unlock()
+			}
+		}()
+		for i := range 2000 {
+			s.Append(100 + i%57)
+			time.Sleep(time.Duration(i%5) * 700 * time.Microsecond)
+		}
+		end := s.End()
+		time.Sleep(time.Minute)
+		if err := st.Close(); err != nil {
+			t.Error(err)
+		}
+		<-ended
+		if !bytes.Equal(got, s.WAL().Bytes(1, origin.LSN, end)) {
+			t.Error("the data is not the server's")
+		}
+		if direct < 100 || queued < 100 {
+			t.Errorf("%d batches were taken directly, %d came by the channel: the test shows little", direct, queued)
+		}
+	})
 }
 
 func TestStreamData(t *testing.T) {

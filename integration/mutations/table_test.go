@@ -33,6 +33,12 @@ func table() []mutation {
 			pkg: "receiver", run: "TestFlushWaitsForTheDisk",
 		},
 		{
+			promise: "invariant 1", breaks: "a commit is released without the fsync that it waits for",
+			file: "receiver/direct.go",
+			old:  "res := syncRequest{seg: g}.do()", new: "res := syncResult{seg: g, durable: g.Written()}",
+			pkg: "receiver", run: "TestFlushWaitsForTheDisk|TestCommitsAreAnsweredOneByOne",
+		},
+		{
 			promise: "invariant 1", breaks: "what came while an fsync was under way counts as durable",
 			file: "receiver/stream.go",
 			old:  "r.spooled = max(r.spooled, min(res.durable, r.pos.LSN))", new: "r.spooled = max(r.spooled, r.pos.LSN)",
