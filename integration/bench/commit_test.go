@@ -53,20 +53,18 @@ const (
 
 // standbys are all that there could be here.
 func (w *world) standbys() []standby {
-	store := directory
-	if w.s3 != nil {
-		store = bucketed
-	}
 	all := []standby{
 		{contender{name: waitNobody}, "", "on"},
 		{receivewal(waitBase, "none", "", "--synchronous"), "pg_receivewal", "on"},
-		{store(waitSpool, w.binary), "walferry", "on"},
+		// Into a directory: an S3 server here would write to the spool's disk.
+		{directory(waitSpool, w.binary), "walferry", "on"},
 	}
 	if w.other != "" {
-		all = append(all, standby{store("WALFERRY_BENCH_OTHER, spool", w.other), "walferry", "on"})
+		all = append(all, standby{directory("WALFERRY_BENCH_OTHER, spool", w.other), "walferry", "on"})
 	}
 	if w.s3 != nil {
 		all = append(all,
+			standby{bucketed(waitSpool+", S3 beside it", w.binary), "walferry", "on"},
 			standby{bucketed(waitArchive, w.binary, "--ack", "archive"), "walferry", "on"},
 			standby{bucketed(waitArchive+", remote_write", w.binary, "--ack", "archive"), "walferry", "remote_write"},
 			standby{bucketed(waitNoSpool, w.binary, "--spool", "none"), "walferry", "on"})

@@ -25,7 +25,8 @@
 // walferry on its spool's disk, and with --ack archive through the S3 server,
 // beside what one PUT of a small object takes there, by the same code. The
 // contenders take turns in several rounds; what is printed are the medians of
-// the rounds.
+// the rounds. The spool's goal is held with a directory as the store: the S3
+// server here writes to the same disk.
 //
 // BenchmarkBackup backs a cluster of about 1.5 GB up: by pg_basebackup into tar
 // files that the server or the client compresses with lz4, and by walferry with
