@@ -77,7 +77,7 @@ func TestBlockingSeesTheEnd(t *testing.T) {
 	if err := peer.(*net.TCPConn).CloseWrite(); err != nil {
 		t.Fatal(err)
 	}
-	if n, err := b.Read(make([]byte, 10)); n != 0 || err != io.EOF {
+	if n, err := b.Read(make([]byte, 10)); n != 0 || !errors.Is(err, io.EOF) {
 		t.Errorf("read %d bytes and %v", n, err)
 	}
 }
