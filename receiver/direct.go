@@ -27,11 +27,11 @@ const directSync = 5 * time.Millisecond
 // long. It has the turn but for the fsync itself, during which the loop goes on
 // answering the server: a disk that begins to hang holds up the commits, which
 // wait for just that, and not the connection.
-func (st *streaming) direct(b *replication.Batch) (taken bool) {
+func (st *streaming) direct(ctx context.Context, b *replication.Batch) (taken bool) {
 	if !st.turn.TryLock() {
 		return false
 	}
-	g, taken := st.takeCommits(b)
+	g, taken := st.takeCommits(ctx, b)
 	st.turn.Unlock()
 	if g == nil {
 		return taken
@@ -48,7 +48,7 @@ func (st *streaming) direct(b *replication.Batch) (taken bool) {
 
 // takeCommits writes a batch of nothing but a little WAL of the open segment,
 // whose fsync is waited for, and returns the segment that is to be synced.
-func (st *streaming) takeCommits(b *replication.Batch) (g *spool.Segment, taken bool) {
+func (st *streaming) takeCommits(ctx context.Context, b *replication.Batch) (g *spool.Segment, taken bool) {
 	r := st.r
 	if r.o.Ack != AckSpool || !r.watch.waiting() {
 		return nil, false // nobody waits for the disk
@@ -70,7 +70,7 @@ func (st *streaming) takeCommits(b *replication.Batch) (g *spool.Segment, taken 
 	}
 	st.batch, st.message, st.rest = b, 0, nil
 	st.feedback.heard = time.Now()
-	if _, err := st.consume(context.Background()); err != nil { // it has nothing to wait for
+	if _, err := st.consume(ctx); err != nil { // never done: what ends a stream was left to the loop
 		st.fail(err)
 		return nil, true
 	}

@@ -128,7 +128,7 @@ func (st *streaming) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	st.turn.Lock()
-	st.s.Direct(st.direct)
+	st.s.Direct(func(b *replication.Batch) bool { return st.direct(ctx, b) })
 	for {
 		r.heart.expect(turnLimit)
 		if st.failed != nil {
