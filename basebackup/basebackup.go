@@ -171,6 +171,7 @@ func take(ctx context.Context, s server, again func(context.Context) (walServer,
 		trouble: patience.New(o.Log, "store the base backup"),
 		asked:   o.Compress,
 		seen:    newSeen(o.TempDir),
+		pieces:  newPieces(),
 		// Which of the two a part's memory comes from is decided by its size.
 		inMemory: codec.NewBuffers(0, ""),
 		onDisk:   codec.NewBuffers(0, o.TempDir),
@@ -218,7 +219,8 @@ type taking struct {
 	seen             *seen
 	manifest         *codec.Frame
 	buffer           []byte // of the one archive that is received
-	archives         int    // that have begun
+	pieces           *pieces
+	archives         int // that have begun
 	parts            []archive.BackupPart
 	suspect          []string
 	progress         Progress
@@ -230,7 +232,7 @@ type taking struct {
 // checkBuffer and encodeBuffer return the memory in which an archive is
 // checked. There is never more than one.
 func (t *taking) checkBuffer() []byte  { return t.workBuffer(checkBuffer) }
-func (t *taking) encodeBuffer() []byte { return t.workBuffer(encodeBuffer) }
+func (t *taking) encodeBuffer() []byte { return t.workBuffer(pieceSize) }
 
 func (t *taking) workBuffer(size int) []byte {
 	if len(t.buffer) < size {
@@ -561,9 +563,6 @@ func (t *taking) abandon(ctx context.Context) {
 	}
 	if t.wal != nil {
 		t.wal.close()
-	}
-	if t.current != nil {
-		t.current.free()
 	}
 	t.release()
 	// The uploads end although the caller's context may have.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"path"
 	"strconv"
 	"strings"
@@ -13,24 +14,16 @@ import (
 	"github.com/walferry/walferry/replication"
 )
 
-const (
-	// checkBuffer is how much is checked at a time, in bytes: a block of the
-	// lz4 frames that PostgreSQL writes, which is then decoded in place and is
-	// in the processor's cache when it is checked.
-	checkBuffer = 256 << 10
-	// encodeBuffer is how much is checked and encoded at a time: a block of
-	// the lz4 frames that we write, which is then encoded in place.
-	encodeBuffer = 1 << 20
-	// pipePart and pipeParts bound what waits to be encoded.
-	pipePart  = 1 << 20
-	pipeParts = slots
-)
+// checkBuffer is how much is checked at a time, in bytes: a block of the lz4
+// frames that PostgreSQL writes, which is then decoded in place and is in the
+// processor's cache when it is checked.
+const checkBuffer = 256 << 10
 
 // inflow is an archive of the server's that is being received. Its bytes are
 // written to in; a goroutine beside follows them, decodes them, checks the
 // files, and where the archive is not stored as it was sent, encodes it again.
 type inflow struct {
-	in         *cutter
+	in         io.Writer
 	end        func() error // of in
 	object     *object
 	scan       scanner
@@ -64,27 +57,36 @@ func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
 		f.scan.folder = "pg_tblspc/" + strconv.FormatUint(uint64(f.tablespace), 10)
 	}
 	if sent == method.Ext() && f.scan.folder == "" {
-		f.in, f.end = &f.object.cutter, f.object.end
-		f.in.follower = newFollower(t.ctx)
-		t.crew.start(func() error { return f.check(sent, t.checkBuffer()) })
+		cut := &f.object.cutter
+		cut.follower = newFollower(t.ctx)
+		f.in, f.end = cut, f.object.end
+		t.crew.start(func() error { return f.check(cut.follower, sent, t.checkBuffer()) })
 		return f, nil
 	}
-	f.in = &cutter{
-		ctx:      t.ctx,
-		size:     func(int) (int64, error) { return pipePart, nil },
-		frame:    func(int64) *codec.Frame { return t.inMemory.New() },
-		slots:    make(chan struct{}, pipeParts),
-		cost:     func(int64) int { return 1 },
-		follower: newFollower(t.ctx),
+	in := newPipe(t.ctx, t.pieces)
+	f.in, f.end = in, in.end
+	if sent == "" {
+		t.crew.start(func() error { return f.encode(in.next, t.encoders) })
+		return f, nil
 	}
-	f.end = f.in.end
-	t.crew.start(func() error { return f.encode(sent, t.encoders, t.encodeBuffer()) })
+	buf := t.encodeBuffer()
+	t.crew.start(func() error {
+		content, err := codec.NewReader(in, sent)
+		if err != nil {
+			return err
+		}
+		err = f.encode(func() ([]byte, error) {
+			n, err := fill(content, buf)
+			return buf[:n], err
+		}, t.encoders)
+		return errors.Join(err, content.Close())
+	})
 	return f, nil
 }
 
 // check reads the archive in passing.
-func (f *inflow) check(ext string, buf []byte) error {
-	content, err := codec.NewReader(f.in.follower, ext)
+func (f *inflow) check(in io.Reader, ext string, buf []byte) error {
+	content, err := codec.NewReader(in, ext)
 	if err != nil {
 		return err
 	}
@@ -96,24 +98,21 @@ func (f *inflow) check(ext string, buf []byte) error {
 	return nil
 }
 
-// encode reads the archive and writes it to its object in another form.
-func (f *inflow) encode(ext string, encoders *codec.Encoders, buf []byte) error {
+// encode takes the archive from next and writes it to its object in another
+// form.
+func (f *inflow) encode(next func() ([]byte, error), encoders *codec.Encoders) error {
 	encoder, err := encoders.NewStream(f.object)
 	if err != nil {
 		return err
 	}
 	f.scan.pass = encoder
-	content, err := codec.NewReader(f.in.follower, ext)
-	if err != nil {
-		return errors.Join(err, encoder.Close())
-	}
-	err = f.scan.run(content, buf)
+	err = f.scan.all(next)
 	if err == nil {
 		// Closed on this way only: an object that lacks the end of its frame
 		// is not taken for whole by anybody.
 		err = encoder.Close()
 	}
-	if err := errors.Join(err, content.Close()); err != nil {
+	if err != nil {
 		return f.failed(err)
 	}
 	if err := f.object.end(); err != nil {
@@ -151,6 +150,3 @@ func (f *inflow) finish(ctx context.Context) (archive.BackupPart, error) {
 	part.Uncompressed, part.Tablespace, part.Files = f.scan.bytes, f.tablespace, f.scan.files
 	return part, nil
 }
-
-// free gives back what an archive holds that was given up.
-func (f *inflow) free() { f.in.free() }

@@ -123,7 +123,7 @@ func (c *cutter) Write(p []byte) (int, error) {
 			}
 			continue
 		}
-		if c.follower != nil {
+		if c.follower != nil && c.written/wakeEvery != (c.written-int64(len(now)))/wakeEvery {
 			c.follower.wake()
 		}
 	}
@@ -245,6 +245,10 @@ func timesCRC(a, b uint32) uint32 {
 	}
 	return product
 }
+
+// wakeEvery is after how many bytes at the latest the follower is woken: what it
+// reads at a time, or less. A message of the server's is a tenth of that.
+const wakeEvery = checkBuffer / 2
 
 // follower is an io.Reader of the stream that a cutter cuts, while it is cut.
 type follower struct {

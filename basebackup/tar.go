@@ -163,19 +163,28 @@ type scanner struct {
 // run reads r to its end, buf at a time: a multiple of 512 bytes. The end must
 // be that of the tar file too.
 func (s *scanner) run(r io.Reader, buf []byte) error {
-	for {
+	return s.all(func() ([]byte, error) {
 		n, err := fill(r, buf)
+		return buf[:n], err
+	})
+}
+
+// all is run for bytes that next has: whole blocks each time, with io.EOF the
+// last, or none.
+func (s *scanner) all(next func() ([]byte, error)) error {
+	for {
+		p, err := next()
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if n%blockSize != 0 {
-			return fmt.Errorf("%w: it ends within a block, after %d bytes", errTar, s.bytes+int64(n))
+		if len(p)%blockSize != 0 {
+			return fmt.Errorf("%w: it ends within a block, after %d bytes", errTar, s.bytes+int64(len(p)))
 		}
-		if err := s.take(buf[:n]); err != nil {
+		if err := s.take(p); err != nil {
 			return err
 		}
-		if s.pass != nil && n > 0 {
-			if _, err := s.pass.Write(buf[:n]); err != nil {
+		if s.pass != nil && len(p) > 0 {
+			if _, err := s.pass.Write(p); err != nil {
 				return err
 			}
 		}
