@@ -36,6 +36,7 @@ func BenchmarkBackup(b *testing.B) {
 	rounds := number(b, "WALFERRY_BENCH_ROUNDS", 3)
 	amount := int64(number(b, "WALFERRY_BENCH_MB", 1536)) << 20
 	w := newWorld(b, map[string]string{"max_wal_size": "16GB"})
+	w.encrypt()
 	if !w.pg.Installation().Has("pg_basebackup") || !w.pg.Installation().Has("pgbench") {
 		b.Fatalf("%s has no pg_basebackup or no pgbench: name another in WALFERRY_TEST_PG", w.pg.Installation())
 	}
@@ -103,10 +104,6 @@ func (w *world) backupContenders() (all []contender, to map[string]string) {
 		}
 	}
 	return all, to
-}
-
-func (t task) bucketURL() string {
-	return "s3://" + bucket + "/" + t.slot + "?region=us-east-1&path_style=true&endpoint=" + t.endpoint
 }
 
 // create is the command line of "backup create".

@@ -95,6 +95,7 @@ func BenchmarkCommit(b *testing.B) {
 	rounds := number(b, "WALFERRY_BENCH_ROUNDS", 5)
 	seconds := time.Duration(number(b, "WALFERRY_BENCH_SECONDS", 2)) * time.Second
 	w := newWorld(b, map[string]string{"max_wal_size": "8GB", "max_connections": "100"})
+	w.encrypt()
 	var put *putter
 	if w.s3 != nil {
 		put = w.putter()
@@ -297,7 +298,7 @@ func (w *world) putter() *putter {
 	w.b.Helper()
 	w.b.Setenv("AWS_ACCESS_KEY_ID", w.user.AccessKey)
 	w.b.Setenv("AWS_SECRET_ACCESS_KEY", w.user.SecretKey)
-	store, err := s3.Open(w.ctx, s3.Config{Bucket: bucket, Prefix: "put", Region: "us-east-1", Endpoint: w.s3.URL, PathStyle: true})
+	store, err := s3.Open(w.ctx, s3.Config{Bucket: bucket, Prefix: "put", Region: "us-east-1", Endpoint: w.s3.URL, PathStyle: true, CAFile: w.caFile})
 	w.must(err)
 	w.b.Cleanup(func() {
 		if err := store.Close(); err != nil {

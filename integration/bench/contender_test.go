@@ -120,7 +120,7 @@ func bucketed(name, binary string, more ...string) contender {
 		name: name,
 		s3:   true,
 		command: func(t task) *exec.Cmd {
-			cmd := t.walferry(binary, "s3://"+bucket+"/"+t.slot+"?region=us-east-1&path_style=true&endpoint="+t.endpoint, more)
+			cmd := t.walferry(binary, t.bucketURL(), more)
 			cmd.Env = append(cmd.Env, t.w.user.Env()...)
 			return cmd
 		},
@@ -128,6 +128,15 @@ func bucketed(name, binary string, more ...string) contender {
 			return filepath.Join(t.w.s3.Dir, bucket, t.slot, "wal_005", n.String()+".lz4")
 		},
 	}
+}
+
+// bucketURL is where the S3 server keeps a task's archive.
+func (t task) bucketURL() string {
+	u := "s3://" + bucket + "/" + t.slot + "?region=us-east-1&path_style=true&endpoint=" + t.endpoint
+	if strings.HasPrefix(t.endpoint, "https:") {
+		u += "&ca_file=" + t.w.caFile
+	}
+	return u
 }
 
 // figures are what one run took.

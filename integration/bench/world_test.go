@@ -40,6 +40,7 @@ type world struct {
 	other   string           // another one to compare with, or ""
 	s3      *s3server.Server // nil: there is none
 	user    s3server.User    // of s3, with the three actions of the documentation
+	caFile  string           // of its certificate, where it speaks TLS
 }
 
 // newWorld makes a running server. Without PostgreSQL it skips the benchmark.
@@ -96,6 +97,21 @@ func newWorld(b *testing.B, settings map[string]string) *world {
 }
 
 const bucket = "bench"
+
+// encrypt lets the S3 server speak TLS, as it does for who cares for his WAL.
+// Over plain HTTP every byte has to be hashed for the signature, here and there.
+func (w *world) encrypt() {
+	w.b.Helper()
+	if w.s3 == nil {
+		return
+	}
+	w.s3.Secure(w.b)
+	text, err := os.ReadFile(w.s3.CAFile)
+	w.must(err)
+	// The test's own directory is closed to the account that runs the contenders.
+	w.caFile = filepath.Join(w.dir, "ca.crt")
+	w.must(os.WriteFile(w.caFile, text, 0o644))
+}
 
 // findInstallation prefers one that can measure everything.
 func findInstallation(ctx context.Context) (instance.Installation, error) {

@@ -16,10 +16,17 @@ package s3server
 import (
 	"bytes"
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"go/build"
+	"math/big"
 	"net"
 	"net/http"
 	"os"
@@ -50,13 +57,15 @@ func (u User) Env() []string {
 
 // Server is a running S3 server. It ends with the test.
 type Server struct {
-	URL  string // http://127.0.0.1:PORT; stays the same over Stop and Start
-	Root User   // may do everything
-	Dir  string // holds a directory for every bucket, objects as files in it
+	URL    string // http://127.0.0.1:PORT; stays the same over Stop and Start
+	CAFile string // of the server's certificate; "": it speaks no TLS
+	Root   User   // may do everything
+	Dir    string // holds a directory for every bucket, objects as files in it
 
 	program string
 	iam     string
 	address string
+	tls     []string // of the server's command line
 	users   atomic.Int64
 
 	mu  sync.Mutex
@@ -130,7 +139,8 @@ func (s *Server) Restart(t testing.TB) {
 		t.Fatal("the S3 server runs already")
 	}
 	s.out = &bytes.Buffer{}
-	cmd := exec.Command(s.program, "--quiet", "--keep-alive", "--port", s.address, "--iam-dir", s.iam, "posix", s.Dir)
+	args := append([]string{"--quiet", "--keep-alive", "--port", s.address, "--iam-dir", s.iam}, s.tls...)
+	cmd := exec.Command(s.program, append(args, "posix", s.Dir)...)
 	cmd.Env = []string{"ROOT_ACCESS_KEY=" + s.Root.AccessKey, "ROOT_SECRET_KEY=" + s.Root.SecretKey, "PATH=" + os.Getenv("PATH"), "HOME=" + filepath.Dir(s.Dir)}
 	cmd.Stdout, cmd.Stderr = s.out, s.out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
@@ -151,6 +161,41 @@ func (s *Server) Restart(t testing.TB) {
 			t.Fatalf("the S3 server does not answer on %s:\n%s", s.address, s.out)
 		}
 	}
+}
+
+// Secure starts the server again with TLS, and a certificate of its own. What
+// has to be made by its administrator is made before.
+func (s *Server) Secure(t testing.TB) {
+	t.Helper()
+	s.Stop(t)
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "walferry's tests"},
+		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour),
+		IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)}, IsCA: true, BasicConstraintsValid: true,
+	}
+	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	secret, err := x509.MarshalPKCS8PrivateKey(key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.CAFile = filepath.Join(filepath.Dir(s.Dir), "server.crt")
+	keyFile := filepath.Join(filepath.Dir(s.Dir), "server.key")
+	if err := errors.Join(
+		os.WriteFile(s.CAFile, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o644),
+		os.WriteFile(keyFile, pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: secret}), 0o600),
+	); err != nil {
+		t.Fatal(err)
+	}
+	s.tls = []string{"--cert", s.CAFile, "--key", keyFile}
+	s.URL = "https://" + s.address
+	s.Restart(t)
 }
 
 // Stop kills the server: connections to it are refused. What it holds stays.
