@@ -38,10 +38,11 @@ type blocking struct {
 const yieldAfter = 4 * time.Millisecond
 
 // newBlocking takes over the socket of conn. When it cannot, conn stays as it
-// is, and is returned.
+// is, and is returned; and so where Go code runs on one processor, which a
+// thread in the kernel keeps from all others until somebody notices.
 func newBlocking(conn net.Conn) net.Conn {
 	s, ok := conn.(syscall.Conn)
-	if !ok {
+	if !ok || runtime.GOMAXPROCS(0) < 2 {
 		return conn // no socket: a scripted server's
 	}
 	raw, err := s.SyscallConn()

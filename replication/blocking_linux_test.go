@@ -7,6 +7,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"runtime"
 	"sync"
 	"testing"
 	"time"
@@ -15,6 +16,8 @@ import (
 // pair returns the two ends of a connection, the first of them blocking.
 func pair(t *testing.T, network string) (b, peer net.Conn) {
 	t.Helper()
+	before := runtime.GOMAXPROCS(max(2, runtime.GOMAXPROCS(0)))
+	t.Cleanup(func() { runtime.GOMAXPROCS(before) })
 	address := "127.0.0.1:0"
 	if network == "unix" {
 		address = filepath.Join(t.TempDir(), "s")
@@ -148,6 +151,29 @@ func TestBlockingIsForSocketsOnly(t *testing.T) {
 		t.Errorf("it became a %T", s.Conn)
 	}
 	for _, c := range []io.Closer{a, b} {
+		if err := c.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+}
+
+// TestBlockingNeedsAProcessor: on a machine with one, a read must not keep it.
+func TestBlockingNeedsAProcessor(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conn, err := net.Dial("tcp", l.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(1))
+	s := &socket{conn}
+	streams(s)
+	if s.Conn != conn {
+		t.Errorf("it became a %T", s.Conn)
+	}
+	for _, c := range []io.Closer{conn, l} {
 		if err := c.Close(); err != nil {
 			t.Error(err)
 		}
