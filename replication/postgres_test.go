@@ -425,7 +425,14 @@ func TestPostgresStreamEnds(t *testing.T) {
 
 		// Shutdown: the server waits for our flush (here: zero, so write) to
 		// reach what it sent, then ends with COPY 0.
+		// One that has not begun to send yet is ended like any backend
+		// (HandleWalSndInitStopping in walsender.c).
 		s = start("", sys.Flush)
+		for deadline := time.Now().Add(time.Minute); pg.sql("SELECT count(*)::text FROM pg_stat_replication WHERE state = 'streaming'") != "1"; time.Sleep(20 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("it does not stream")
+			}
+		}
 		stopped := make(chan struct{})
 		go func() {
 			defer close(stopped)
