@@ -176,18 +176,19 @@ func (u *Uploader) offerHeld(ctx context.Context) error {
 }
 
 // vouchBeginning checks the record that goes on from the segment before, which
-// the archive has.
+// the archive has: of the same timeline or, where that began in g, of its
+// parent.
 func (u *Uploader) vouchBeginning(ctx context.Context, g *spool.Segment) (segment.LSN, error) {
 	if _, err := u.claim(ctx); err != nil {
 		return 0, err
 	}
-	before := u.sizeOf().Name(g.Name().Timeline, g.Start()-1)
+	before := u.spool.Before(g.Name(), u.sizeOf())
 	to := g.Start()
 	var reason error // why it cannot be checked, although the archive answers
 	err := u.insist(ctx, "read segment "+before.String(), func() error {
 		o, err := u.archive.Open(ctx, before.String())
 		if errors.Is(err, archive.ErrNotFound) {
-			return nil // not stored, or the parent's: the server will tell
+			return nil // not stored: the server will tell
 		}
 		if err != nil {
 			return err

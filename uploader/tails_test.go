@@ -710,9 +710,10 @@ func TestDrainTakesTheTailAlong(t *testing.T) {
 }
 
 // TestARecordThatGoesOnFromTheArchive: of what the disk holds, the beginning is
-// the rest of a record whose front only the archive has.
+// the rest of a record whose front only the archive has; also in the first
+// segment of a timeline, where it has it under the parent's name.
 func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
-	for _, torn := range []bool{false, true} {
+	for _, c := range []struct{ torn, forked bool }{{false, false}, {true, false}, {false, true}, {true, true}} {
 		synctest.Test(t, func(t *testing.T) {
 			s := newScene(t, Options{ShipInterval: time.Second})
 			n := name(1, 1)
@@ -728,9 +729,18 @@ func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
 			synctest.Wait()
 			s.mustHold(n)
 			s.store.before = func(int, string) error { return errors.New("503") }
-			g := s.begin(n.Next(size))
+			next := n.Next(size)
+			if c.forked {
+				next.Timeline = s.wal.Fork(1, to)
+				content, _ := s.wal.HistoryFile(next.Timeline)
+				if err := s.sp.PutHistory(next.Timeline, content); err != nil {
+					t.Fatal(err)
+				}
+				to = s.wal.Append(next.Timeline, 3000)
+			}
+			g := s.begin(next)
 			b := bytes.Clone(s.wal.Segment(g.Name())[:to-g.Start()])
-			if torn {
+			if c.torn {
 				b[1000] ^= 1 // in the middle of the record that goes on
 			}
 			if err := g.WriteAt(b, g.Start()); err != nil {
@@ -748,11 +758,11 @@ func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
 			end = s.run()
 			time.Sleep(2 * time.Second)
 			want := to
-			if torn {
+			if c.torn {
 				want = g.Start()
 			}
 			if got := s.tailed(g.Name()); got != want {
-				t.Errorf("torn %v: tail objects up to %s, want %s", torn, got, want)
+				t.Errorf("%+v: tail objects up to %s, want %s", c, got, want)
 			}
 			if err := end(); err != nil {
 				t.Error(err)

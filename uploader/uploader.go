@@ -61,6 +61,7 @@ type Spool interface {
 	Segments() []*spool.Segment
 	Histories() []segment.Timeline
 	History(segment.Timeline) ([]byte, error)
+	Before(n segment.Name, size segment.Size) segment.Name
 	Identity() (spool.Identity, bool)
 }
 

@@ -3,6 +3,7 @@ package spool
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io/fs"
 	"testing"
 
@@ -100,6 +101,44 @@ func TestOpenVouchesForTheBeginning(t *testing.T) {
 	g, err = s.Begin(second)
 	check(t, err)
 	vouched(t, g, g.Start(), end)
+}
+
+// The segment in front of a timeline's first one is the parent's.
+func TestOpenVouchesAcrossAFork(t *testing.T) {
+	log, _ := crossing(sysid, 1)
+	const n = 300_000
+	_, end := records(t, log, second, n)
+	child := second
+	child.Timeline = 2
+	fsys := crashfs.New(1)
+	s := mustOpen(t, fsys, spoolDir)
+	check(t, s.Bind(cluster))
+	g, err := s.Begin(first)
+	check(t, err)
+	write(t, g, log, first.Start(size), first.End(size))
+	check(t, g.Seal())
+	check(t, s.PutHistory(2, fmt.Appendf(nil, "1\t%s\tno recovery target specified\n", end)))
+	g, err = s.Begin(child)
+	check(t, err)
+	write(t, g, log, child.Start(size), child.Start(size)+n)
+	_, err = g.Sync()
+	check(t, err)
+	check(t, s.Close())
+	fsys.Crash()
+	s = mustOpen(t, fsys, spoolDir)
+	vouched(t, find(t, s, child), child.Start(size), end)
+	if got := s.Before(child, size); got != first {
+		t.Errorf("in front of %s is %s, want %s", child, got, first)
+	}
+	behind := child.Next(size)
+	if got := s.Before(behind, size); got != child {
+		t.Errorf("in front of %s is %s, want %s", behind, got, child)
+	}
+	unknown := behind
+	unknown.Timeline = 3
+	if got := s.Before(unknown, size); got.Timeline != 3 {
+		t.Errorf("in front of %s, whose history is not held, is %s", unknown, got)
+	}
 }
 
 // Nothing but the rest of the record is there whole, or not even that.
@@ -233,7 +272,7 @@ func TestBeginChecksTheBeginningAgain(t *testing.T) {
 }
 
 // The record lies on pages of the parent, on whose timeline the segment before
-// is held or archived.
+// is archived.
 func TestVouchBeginningOfAChild(t *testing.T) {
 	log, behind := crossing(sysid, 1)
 	at := behind + 100_000
@@ -246,6 +285,7 @@ func TestVouchBeginningOfAChild(t *testing.T) {
 	check(t, err)
 	write(t, g, log, first.Start(size), first.End(size))
 	check(t, g.Seal())
+	check(t, s.Drop(g)) // or Open would know
 	g, err = s.Begin(third)
 	check(t, err)
 	write(t, g, log, g.Start(), at)

@@ -149,6 +149,24 @@ func (s *Spool) History(t segment.Timeline) ([]byte, error) {
 	return bytes.Clone(b), nil
 }
 
+// Before returns the name of the segment in front of n: of n's timeline, or of
+// the ancestor that the byte in front of n belongs to. Where the history file
+// is not held, or says nothing, it is n's timeline.
+func (s *Spool) Before(n segment.Name, size segment.Size) segment.Name {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.before(n, size)
+}
+
+// before is Before; s.mu is held.
+func (s *Spool) before(n segment.Name, size segment.Size) segment.Name {
+	last := n.Start(size) - 1
+	if h, err := segment.ParseHistory(n.Timeline, s.histories[n.Timeline]); err == nil {
+		return size.Name(h.Owner(last), last)
+	}
+	return size.Name(n.Timeline, last)
+}
+
 // Histories returns the timelines whose history files are held, ascending.
 func (s *Spool) Histories() []segment.Timeline {
 	s.mu.Lock()

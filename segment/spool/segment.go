@@ -800,7 +800,7 @@ func (g *Segment) findBeginning(prev io.ReaderAt, f disk.File) (beginning, error
 func (g *Segment) checkBeginning(f disk.File, known beginning) (beginning, error) {
 	s := g.spool
 	s.mu.Lock()
-	before := s.segments[g.size.Name(g.name.Timeline, g.Start()-1)]
+	before := s.segments[s.before(g.name, g.size)]
 	s.mu.Unlock()
 	if before != nil && before.Sealed() {
 		b, err := g.beginningAfter(before, f)
