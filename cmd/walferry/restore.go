@@ -395,7 +395,8 @@ func isClusterName(name string) bool {
 		}
 	}
 	return strings.HasPrefix(name, "pg_") || strings.HasSuffix(name, ".conf") || strings.HasPrefix(name, "backup_label.") ||
-		strings.HasPrefix(name, "tablespace_map.") || strings.HasPrefix(name, "postgresql.auto.conf")
+		strings.HasPrefix(name, "tablespace_map.") || strings.HasPrefix(name, "postgresql.auto.conf") ||
+		strings.HasPrefix(name, recovery.TemporaryPrefix)
 }
 
 // clearDir makes room: it leaves a missing or empty directory alone, and empties

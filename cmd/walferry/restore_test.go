@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/walferry/walferry/restore/recovery"
 )
 
 func TestTablespaceMapping(t *testing.T) {
@@ -80,6 +82,7 @@ func TestClearDir(t *testing.T) {
 		{fill(cluster...), true, ""},
 		{fill("PG_VERSION", "thesis.tex"), true, "is no PostgreSQL data directory: it holds thesis.tex"},
 		{fill("base/1/112"), true, ""}, // what an interrupted restore has left
+		{fill("base/1/112", recovery.TemporaryPrefix+"postgresql.auto.conf.2526055669"), true, ""},
 	} {
 		err := (&restoring{call: &call{log: slog.New(slog.DiscardHandler)}, dir: c.dir, force: c.force}).clearDir()
 		if c.want == "" {

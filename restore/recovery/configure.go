@@ -336,6 +336,12 @@ func (c *configurer) replaces(name string) bool {
 	return name == "restore_command" || strings.HasPrefix(name, "recovery_target")
 }
 
+// TemporaryPrefix begins the names of what Configure makes in the directory
+// before it is whole, and what a crash leaves. Base backups pass them by
+// (PostgreSQL: PG_TEMP_FILE_PREFIX in sendDir,
+// basebackup.c).
+const TemporaryPrefix = "pgsql_tmp_walferry."
+
 // install puts a file of that content into the directory, durably: whole or not
 // at all. It belongs to the directory's owner, and its group may read it when
 // it may read the directory.
@@ -344,7 +350,7 @@ func (c *configurer) install(name string, content []byte) (err error) {
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(c.dir, "pgsql_tmp_walferry."+name+".*")
+	f, err := os.CreateTemp(c.dir, TemporaryPrefix+name+".*")
 	if err != nil {
 		return err
 	}
