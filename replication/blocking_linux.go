@@ -120,8 +120,12 @@ func (b *blocking) error(op string, err error) error {
 // Close ends the connection, and what reads and writes it.
 func (b *blocking) Close() error {
 	b.closing.Store(true)
-	// Who is in the kernel comes back. That the server has gone is no error.
-	_ = unix.Shutdown(b.fd, unix.SHUT_RDWR)
+	b.use.RLock()
+	if !b.closed { // or the number may be somebody else's by now
+		// Who is in the kernel comes back. That the server has gone is no error.
+		_ = unix.Shutdown(b.fd, unix.SHUT_RDWR)
+	}
+	b.use.RUnlock()
 	b.use.Lock()
 	defer b.use.Unlock()
 	if b.closed {

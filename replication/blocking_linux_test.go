@@ -8,9 +8,12 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // pair returns the two ends of a connection, the first of them blocking.
@@ -120,6 +123,40 @@ func TestBlockingCloses(t *testing.T) {
 				t.Errorf("after Close: %v", err)
 			}
 		}
+	}
+}
+
+// TestBlockingClosesItsOwn: a second Close, when the number of the socket is
+// another's, leaves that alone.
+func TestBlockingClosesItsOwn(t *testing.T) {
+	b, _ := pair(t, "tcp")
+	fd := b.(*socket).Conn.(*blocking).fd
+	if err := b.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var others []int
+	defer func() {
+		for _, fd := range others {
+			if err := unix.Close(fd); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for !slices.Contains(others, fd) { // the lowest free numbers are given out first
+		if len(others) > 200 {
+			t.Fatal("the number is not given out again")
+		}
+		two, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		others = append(others, two[:]...)
+	}
+	if err := b.Close(); !errors.Is(err, net.ErrClosed) {
+		t.Errorf("the second Close: %v", err)
+	}
+	if _, err := unix.Write(fd, []byte("still there")); err != nil {
+		t.Errorf("another connection was shut down: %v", err)
 	}
 }
 
