@@ -1,8 +1,6 @@
 package receiver
 
 import (
-	"io/fs"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -17,7 +15,7 @@ func TestCommitsAreAnsweredOneByOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, fakepg.Options{})
 		w.srv.Set("synchronous_standby_names", "walferry")
-		counting := &syncCounter{FS: disk.OS{}}
+		counting := &hangingDisk{FS: disk.OS{}}
 		w.fs = counting
 		w.srv.FillTo(2*mb + 5000)
 		w.start(0)
@@ -31,7 +29,7 @@ func TestCommitsAreAnsweredOneByOne(t *testing.T) {
 		}
 		w.checkHeld()
 		w.checkStatuses()
-		if n := counting.count(); n < 500 {
+		if n := counting.synced(); n < 500 {
 			t.Errorf("%d fsyncs for 500 commits that were released one by one", n)
 		}
 	})
@@ -99,33 +97,39 @@ func TestStoppedUnderACommit(t *testing.T) {
 	})
 }
 
-// syncCounter counts the fsyncs of its files.
-type syncCounter struct {
-	disk.FS
-	mu sync.Mutex
-	n  int
-}
+// TestBehindASlowSyncMoreIsRead: while the disk is slow, a commit that waits for
+// less than the disk does not wait for the fsync of the one before.
+func TestBehindASlowSyncMoreIsRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.srv.Set("synchronous_standby_names", "walferry")
+		gate := &hangingDisk{FS: disk.OS{}}
+		w.fs = gate
+		w.srv.FillTo(2*mb + 5000)
+		w.start(0)
+		time.Sleep(12 * time.Second)
+		settle()
+		gate.hang()
+		w.srv.Append(100)
+		settle()
+		time.Sleep(2 * directSync)
+		gate.goOn()
+		settle()
 
-func (c *syncCounter) count() int { c.mu.Lock(); defer c.mu.Unlock(); return c.n }
-
-func (c *syncCounter) Create(name string, perm fs.FileMode) (disk.File, error) {
-	f, err := c.FS.Create(name, perm)
-	return countedFile{f, c}, err
-}
-
-func (c *syncCounter) Open(name string, write bool) (disk.File, error) {
-	f, err := c.FS.Open(name, write)
-	return countedFile{f, c}, err
-}
-
-type countedFile struct {
-	disk.File
-	counter *syncCounter
-}
-
-func (f countedFile) Sync() error {
-	f.counter.mu.Lock()
-	f.counter.n++
-	f.counter.mu.Unlock()
-	return f.File.Sync()
+		gate.hang()
+		first := w.srv.Append(100)
+		settle()
+		second := w.srv.Append(100)
+		settle()
+		gate.letOneThrough()
+		settle()
+		if s := w.lastStatus(); s.Write != second || s.Flush != first {
+			t.Errorf("write %s, flush %s; received %s, the fsync began at %s", s.Write, s.Flush, second, first)
+		}
+		gate.goOn()
+		settle()
+		if s := w.lastStatus(); s.Flush != second {
+			t.Errorf("flush %s after the second fsync, want %s", s.Flush, second)
+		}
+	})
 }

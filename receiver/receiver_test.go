@@ -391,9 +391,12 @@ func TestShutdownGrace(t *testing.T) {
 // hangingDisk is a disk whose fsyncs hang at times.
 type hangingDisk struct {
 	disk.FS
-	mu   sync.Mutex
-	gate chan struct{} // nil: it works
+	mu    sync.Mutex
+	gate  chan struct{} // nil: it works
+	syncs int           // that were begun
 }
+
+func (h *hangingDisk) synced() int { h.mu.Lock(); defer h.mu.Unlock(); return h.syncs }
 
 func (h *hangingDisk) hang() { h.mu.Lock(); defer h.mu.Unlock(); h.gate = make(chan struct{}) }
 
@@ -422,6 +425,7 @@ type hangingFile struct {
 func (f hangingFile) Sync() error {
 	f.disk.mu.Lock()
 	gate := f.disk.gate
+	f.disk.syncs++
 	f.disk.mu.Unlock()
 	if gate != nil {
 		<-gate

@@ -131,9 +131,6 @@ func (st *streaming) run(ctx context.Context) error {
 	st.s.Direct(func(b *replication.Batch) bool { return st.direct(ctx, b) })
 	for {
 		r.heart.expect(turnLimit)
-		if st.failed != nil {
-			return st.failed
-		}
 		room := r.spool.RoomChanged() // asked for before consume looks for room
 		if st.batch != nil {
 			if done, err := st.consume(ctx); done || err != nil {
@@ -183,6 +180,8 @@ func (st *streaming) run(ctx context.Context) error {
 		}
 		st.turn.Lock()
 		switch {
+		case st.failed != nil:
+			return st.failed // before any other end: it is the reason
 		case stopped:
 			return st.stop(ctx)
 		case ended:
@@ -534,11 +533,12 @@ func (st *streaming) synced(res syncResult) error {
 		return &spoolError{fmt.Errorf("making segment %s durable: %w", res.seg.Name(), res.err)}
 	}
 	r.writing.Over()
-	st.disk.took = res.took
 	if res.sealed {
 		st.disk.queue = st.disk.queue[1:]
 		st.feedback.due = true // a report at each seal
 		r.log.Debug("sealed", "segment", res.seg.Name().String())
+	} else {
+		st.disk.took = res.took
 	}
 	if res.seg.Name().Timeline == r.pos.Timeline {
 		r.spooled = max(r.spooled, min(res.durable, r.pos.LSN))
