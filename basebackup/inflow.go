@@ -66,7 +66,7 @@ func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
 	in := newPipe(t.ctx, t.pieces)
 	f.in, f.end = in, in.end
 	if sent == "" {
-		t.crew.start(func() error { return f.encode(in.next, t.encoders) })
+		t.crew.start(func() error { return f.encode(in.next, func() error { return nil }, t.encoders) })
 		return f, nil
 	}
 	buf := t.encodeBuffer()
@@ -75,11 +75,10 @@ func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
 		if err != nil {
 			return err
 		}
-		err = f.encode(func() ([]byte, error) {
+		return f.encode(func() ([]byte, error) {
 			n, err := fill(content, buf)
 			return buf[:n], err
-		}, t.encoders)
-		return errors.Join(err, content.Close())
+		}, content.Close, t.encoders)
 	})
 	return f, nil
 }
@@ -98,15 +97,15 @@ func (f *inflow) check(in io.Reader, ext string, buf []byte) error {
 	return nil
 }
 
-// encode takes the archive from next and writes it to its object in another
-// form.
-func (f *inflow) encode(next func() ([]byte, error), encoders *codec.Encoders) error {
+// encode takes the archive from next, and when it has all closes where that
+// comes from, and writes it to its object in another form.
+func (f *inflow) encode(next func() ([]byte, error), closeInput func() error, encoders *codec.Encoders) error {
 	encoder, err := encoders.NewStream(f.object)
 	if err != nil {
-		return err
+		return errors.Join(err, closeInput())
 	}
 	f.scan.pass = encoder
-	err = f.scan.all(next)
+	err = errors.Join(f.scan.all(next), closeInput())
 	if err == nil {
 		// Closed on this way only: an object that lacks the end of its frame
 		// is not taken for whole by anybody.

@@ -337,9 +337,8 @@ func (c *configurer) replaces(name string) bool {
 }
 
 // TemporaryPrefix begins the names of what Configure makes in the directory
-// before it is whole, and what a crash leaves. Base backups pass them by
-// (PostgreSQL: PG_TEMP_FILE_PREFIX in sendDir,
-// basebackup.c).
+// before it is whole, and of what a crash leaves. Base backups pass them by
+// (PostgreSQL: PG_TEMP_FILE_PREFIX in sendDir, basebackup.c).
 const TemporaryPrefix = "pgsql_tmp_walferry."
 
 // install puts a file of that content into the directory, durably: whole or not
