@@ -460,6 +460,11 @@ func (g *Segment) failure() error {
 func (g *Segment) Seal() error {
 	g.syncing.Lock()
 	defer g.syncing.Unlock()
+	return g.seal()
+}
+
+// seal is Seal; syncing is held.
+func (g *Segment) seal() error {
 	g.mu.Lock()
 	st, to := g.state, g.advanced
 	g.mu.Unlock()
@@ -682,6 +687,13 @@ func (g *Segment) filling() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.state == open && g.advanced != g.End()
+}
+
+// whole reports whether the segment has all its bytes and is not sealed yet.
+func (g *Segment) whole() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.state == open && g.advanced == g.End() && g.err == nil
 }
 
 // fileName returns the name of the segment's file at this moment.

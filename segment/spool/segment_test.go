@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -594,5 +596,38 @@ func TestDropBeforeTheSeal(t *testing.T) {
 	}
 	if left := s.Segments(); len(left) != 0 {
 		t.Errorf("%d segments are left", len(left))
+	}
+}
+
+// TestKeep: what is dropped leaves the spool and not the directory; what is
+// whole has its final name then, whether it was sealed before or not.
+func TestKeep(t *testing.T) {
+	for _, sealedBefore := range []bool{false, true} {
+		t.Run(fmt.Sprintf("sealed=%v", sealedBefore), func(t *testing.T) {
+			dir := t.TempDir()
+			s, err := Open(disk.OS{}, dir, Options{Keep: true, Limit: int64(size)})
+			check(t, err)
+			defer func() { check(t, s.Close()) }()
+			check(t, s.Bind(cluster))
+			l := waltest.New(sysid, size, base)
+			g, err := s.Begin(first)
+			check(t, err)
+			l.Fill(g.End())
+			write(t, g, l, g.Start(), g.End())
+			if sealedBefore {
+				check(t, g.Seal())
+			}
+			check(t, s.Drop(g))
+			got, err := os.ReadFile(filepath.Join(dir, g.Name().String()))
+			if err != nil || !bytes.Equal(got, l.Bytes(g.Start(), g.End())) {
+				t.Errorf("the file after Drop: %d bytes, %v", len(got), err)
+			}
+			if _, err := os.Stat(filepath.Join(dir, g.Name().String()+partialSuffix)); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("the partial: %v", err)
+			}
+			if len(s.Segments()) != 0 || !s.Room() {
+				t.Errorf("%d segments are held, room %v", len(s.Segments()), s.Room())
+			}
+		})
 	}
 }

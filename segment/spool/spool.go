@@ -56,6 +56,10 @@ type Options struct {
 	// GroupAccess lets the group read: files 0640 instead of 0600, the
 	// directory 0750 instead of 0700.
 	GroupAccess bool
+	// Keep leaves the files of what is dropped where they are, whole ones under
+	// their final name: the directory is somebody's own archive. Limit then
+	// counts what is not dropped yet.
+	Keep bool
 }
 
 // Spool is an open spool directory. It is safe for concurrent use; a Segment
@@ -65,6 +69,7 @@ type Spool struct {
 	dir      string
 	log      *slog.Logger
 	filePerm fs.FileMode
+	keep     bool
 	lock     io.Closer
 
 	// put is held while a small file or the directory is made durable. It
@@ -94,7 +99,7 @@ type Spool struct {
 // uploaded.
 func Open(fsys disk.FS, dir string, o Options) (*Spool, error) {
 	s := &Spool{
-		fs: fsys, dir: dir, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), filePerm: 0o600, limitFor: o.LimitFor,
+		fs: fsys, dir: dir, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)), filePerm: 0o600, keep: o.Keep, limitFor: o.LimitFor,
 		histories: make(map[segment.Timeline][]byte), segments: make(map[segment.Name]*Segment),
 		queued: make(chan struct{}), room: make(chan struct{}),
 	}
@@ -389,10 +394,16 @@ func (s *Spool) Take(ctx context.Context) (*Segment, error) {
 // later: to be in the archive is more than they promise. It waits for one that
 // is under way. The removal itself is not made durable; should it come undone,
 // the segment is offered again, or its remains are found again as a partial.
-// On an error the segment is still held.
+// On an error the segment is still held. With Options.Keep the file stays, and
+// one that is whole is sealed before.
 func (s *Spool) Drop(g *Segment) error {
 	g.syncing.Lock()
 	defer g.syncing.Unlock()
+	if s.keep && g.whole() {
+		if err := g.seal(); err != nil {
+			return err
+		}
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
@@ -404,8 +415,10 @@ func (s *Spool) Drop(g *Segment) error {
 	if g.filling() {
 		return fmt.Errorf("dropping segment %s: it is still filling", g.name)
 	}
-	if err := s.fs.Remove(s.path(g.fileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return fmt.Errorf("dropping segment %s: %w", g.name, err)
+	if !s.keep {
+		if err := s.fs.Remove(s.path(g.fileName())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return fmt.Errorf("dropping segment %s: %w", g.name, err)
+		}
 	}
 	delete(s.segments, g.name)
 	s.queue = slices.DeleteFunc(s.queue, func(q *Segment) bool { return q == g })
@@ -417,6 +430,9 @@ func (s *Spool) Drop(g *Segment) error {
 	}
 	return nil
 }
+
+// Keeps reports whether the files of what is dropped stay (Options.Keep).
+func (s *Spool) Keeps() bool { return s.keep }
 
 // Room reports whether one more segment fits below the limit.
 func (s *Spool) Room() bool {
