@@ -19,6 +19,8 @@ const (
 	// connection is given up, as a standby's wal_receiver_timeout; after half
 	// of it the server is asked for a sign of life.
 	silence = time.Minute
+	// never is the interval of statuses that only go out when asked for.
+	never = 365 * 24 * time.Hour
 )
 
 // feedback decides when a status is sent and what it says.
@@ -44,7 +46,10 @@ type feedback struct {
 
 func newFeedback(r *Receiver, srv server, restart segment.LSN) feedback {
 	interval := r.o.StatusInterval
-	if srv.timeout > 0 {
+	switch {
+	case interval < 0:
+		interval = never
+	case srv.timeout > 0:
 		interval = min(interval, srv.timeout/3)
 	}
 	return feedback{interval: interval, grace: r.o.ShutdownGrace, restart: restart, lastSent: time.Now(), heard: time.Now()}
@@ -74,14 +79,17 @@ func (f *feedback) next(now time.Time) time.Time {
 	if f.question && f.answerBy.Before(next) {
 		next = f.answerBy
 	}
-	if deadline := f.heard.Add(silence); deadline.Before(next) {
+	if deadline := f.heard.Add(silence); deadline.Before(next) && f.interval < never {
 		next = deadline
 	}
 	return next
 }
 
-// silent reports whether the server is to be given up.
-func (f *feedback) silent(now time.Time) bool { return now.Sub(f.heard) >= silence }
+// silent reports whether the server is to be given up. Where it is never asked
+// for a sign of life, its silence says nothing.
+func (f *feedback) silent(now time.Time) bool {
+	return now.Sub(f.heard) >= silence && f.interval < never
+}
 
 // send sends a status if one is due. Failing to is final for the stream.
 func (f *feedback) send(st *streaming, now time.Time) error {
@@ -135,6 +143,9 @@ func (f *feedback) status(st *streaming, now time.Time) replication.Status {
 		// The server stops, its slot stays where it is, no commit is released.
 		s.Write, s.Flush = received, 0
 	}
+	if r.o.NoFlush {
+		s.Flush = 0
+	}
 	return s
 }
 
@@ -167,12 +178,12 @@ func (st *streaming) hurried() bool {
 }
 
 // lazy reports whether no fsync is waited for, because what is reported is what
-// the archive has.
+// the archive has, or because nobody waits for what is reported.
 func (st *streaming) lazy() bool {
 	if st.r.o.Ack == AckArchive {
 		return !st.r.o.NoSpool && !st.hurried()
 	}
-	return st.holding()
+	return st.holding() || st.r.o.Lazy && !st.hurried()
 }
 
 // offer lets the uploader have the open segment as far as a tail object may

@@ -146,20 +146,28 @@ type Options struct {
 	// PostgreSQL 14 needs it. ok is false when there is no such slot. Optional.
 	SlotPosition func(ctx context.Context, slot string) (restart segment.LSN, ok bool, err error)
 
-	Slot            string
+	Slot            string      // "": none, and nothing is retained for us
+	SlotMustExist   bool        // a slot that is missing or lost is not made: it is waited for
 	ApplicationName string      // ours, as synchronous_standby_names would name it
 	EndPos          segment.LSN // stop behind it; 0: never
 	NoLoop          bool        // end with the first attempt
 	Ack             Ack
 	Synchronous     Synchronous
 	NoSpool         bool  // the spool does not outlive the process: nothing in it is reported; with AckArchive only
+	NoFlush         bool  // flush is reported as 0: no slot moves, and no commit is released
+	Lazy            bool  // while no commit waits, an fsync may come a second later
 	Hold            int64 // bytes, with AckSpool; 0 turns the hold off
+	// StatusInterval is how often a status goes out that nobody has asked for;
+	// 0: every 10 s, below 0: never.
 	StatusInterval  time.Duration
 	ShutdownGrace   time.Duration
 	// WatchInterval is how often a second, short connection asks whether we
 	// are a synchronous standby; 0: never.
 	WatchInterval time.Duration
 	Log           *slog.Logger // optional
+	// Events, where it is set, is told of the stream's life, and of the troubles
+	// that Log is told of otherwise.
+	Events Events
 }
 
 // Receiver streams one cluster's WAL into one spool.
@@ -216,14 +224,20 @@ func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
 	}
-	if o.StatusInterval <= 0 {
+	if o.StatusInterval == 0 {
 		o.StatusInterval = 10 * time.Second
+	}
+	troubles := o.Log
+	if o.Events == nil {
+		o.Events = noEvents{}
+	} else {
+		troubles = slog.New(slog.DiscardHandler)
 	}
 	return &Receiver{
 		spool: sp, archive: ar, uploader: up, o: o, log: o.Log,
-		trouble: patience.New(o.Log, "receive from the server"),
-		asking:  patience.New(o.Log, "ask the archive where it ends, without which nothing can be received"),
-		writing: patience.New(o.Log, "write to the spool"),
+		trouble: patience.New(troubles, "receive from the server"),
+		asking:  patience.New(troubles, "ask the archive where it ends, without which nothing can be received"),
+		writing: patience.New(troubles, "write to the spool"),
 		held:    sp.Segments(),
 		heart:   heartbeat{epoch: time.Now()},
 	}
@@ -290,7 +304,9 @@ func (r *Receiver) Run(ctx context.Context) error {
 			trouble = r.writing
 		}
 		r.publish(Waiting)
-		if waitErr := trouble.Wait(ctx, err); waitErr != nil {
+		wait := trouble.Failed(err)
+		r.o.Events.Disconnected(err, wait)
+		if waitErr := trouble.Sleep(ctx, wait); waitErr != nil {
 			return nil
 		}
 	}

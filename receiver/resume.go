@@ -18,6 +18,9 @@ type slotState struct {
 
 // readSlot asks for our slot.
 func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotState, error) {
+	if r.o.Slot == "" {
+		return slotState{exists: true}, nil // nothing is to be made
+	}
 	s, err := conn.ReadSlot(ctx, r.o.Slot)
 	if errors.Is(err, replication.ErrUnsupported) {
 		return r.readSlot14(ctx)
@@ -37,7 +40,7 @@ func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotSt
 // to exist once this run has made or used it, and streaming says otherwise.
 func (r *Receiver) readSlot14(ctx context.Context) (slotState, error) {
 	if r.o.SlotPosition == nil {
-		return slotState{exists: r.slotSeen}, nil
+		return slotState{exists: r.slotSeen || r.o.SlotMustExist}, nil
 	}
 	restart, ok, err := r.o.SlotPosition(ctx, r.o.Slot)
 	if err != nil {
@@ -391,6 +394,9 @@ func (p patch) WriteAt(b []byte, off int64) (int, error) {
 // slot, after making it where there is none.
 func (r *Receiver) resolveFresh(ctx context.Context, conn *replication.Conn, s server, slot *slotState) error {
 	if !slot.exists {
+		if r.o.SlotMustExist {
+			return fmt.Errorf("replication slot %q does not exist: %w", r.o.Slot, replication.ErrSlotMissing)
+		}
 		if err := r.createSlot(ctx, conn); err != nil {
 			return err
 		}

@@ -67,11 +67,11 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.checkContinuity(srv); err != nil {
 		return err
 	}
-	if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos && !r.fresh {
+	if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos {
 		r.log.Info("the end position is behind what is held already", "endpos", r.o.EndPos.String(), "held", r.pos.String())
 		return nil
 	}
-	if !slot.exists {
+	if !slot.exists && !r.o.SlotMustExist {
 		// A slot for WAL that is gone would only fill the server's disk.
 		if err := r.tryWithoutSlot(ctx, conn); err != nil {
 			return err
@@ -120,7 +120,7 @@ func (r *Receiver) inspect(ctx context.Context, conn *replication.Conn) (server,
 	if s.timeout, err = parseSetting(timeout); err != nil {
 		return s, fmt.Errorf("SHOW wal_sender_timeout: %w", err)
 	}
-	if !r.toldKeep {
+	if !r.toldKeep && r.o.Slot != "" && !r.o.SlotMustExist {
 		keep, err := conn.Show(ctx, "max_slot_wal_keep_size")
 		if err != nil {
 			return s, err

@@ -86,6 +86,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 			return err
 		}
 	}
+	r.o.Events.Starting(segment.Position{Timeline: r.history.Owner(r.size.Start(r.pos.LSN)), LSN: r.size.Start(r.pos.LSN)})
 	if st.s, err = conn.StartReplication(ctx, r.o.Slot, from); err != nil {
 		return r.startFailed(ctx, err, from)
 	}
@@ -110,7 +111,7 @@ func (r *Receiver) startFailed(ctx context.Context, err error, from segment.Posi
 		}
 		return end
 	}
-	if errors.Is(err, replication.ErrSlotLost) && !r.fresh {
+	if errors.Is(err, replication.ErrSlotLost) && !r.fresh && !r.o.SlotMustExist {
 		return r.replaceLost(ctx)
 	}
 	if errors.Is(err, replication.ErrSlotMissing) {
@@ -512,7 +513,7 @@ func (st *streaming) nextSync(late time.Time) time.Time {
 // already: they need no fsync.
 func (st *streaming) forgetShipped() {
 	sealed, ok := st.r.sealedHere()
-	if !ok || st.disk.busy {
+	if !ok || st.disk.busy || st.r.spool.Keeps() {
 		return // the one in work is the first of the queue
 	}
 	for len(st.disk.queue) > 0 && st.disk.queue[0].End() <= sealed && st.disk.queue[0].Name().Timeline == st.r.pos.Timeline {
@@ -536,6 +537,7 @@ func (st *streaming) synced(res syncResult) error {
 	if res.sealed {
 		st.disk.queue = st.disk.queue[1:]
 		st.feedback.due = true // a report at each seal
+		r.o.Events.Sealed(res.seg.Name())
 		r.log.Debug("sealed", "segment", res.seg.Name().String())
 	} else {
 		st.disk.took = res.took
@@ -574,6 +576,7 @@ func (st *streaming) giveUp() {
 // reported, and the server is told good-bye.
 func (st *streaming) stop(ctx context.Context) error {
 	r := st.r
+	r.o.Events.Stopping(r.pos, ctx.Err() == nil)
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
 	defer cancel()
 	if err := st.flush(ctx); err != nil {
@@ -653,6 +656,9 @@ func (st *streaming) shutDisk() error {
 		err = st.synced(<-st.disk.done)
 	}
 	st.disk.stop()
+	if g := st.r.seg; g != nil && !g.Sealed() {
+		st.r.o.Events.Left(g.Name())
+	}
 	st.r.seg = nil
 	return err
 }
@@ -678,5 +684,9 @@ func (st *streaming) timelineEnded(ctx context.Context) error {
 // switchTo goes on behind the end of the current timeline.
 func (r *Receiver) switchTo(at segment.LSN, child segment.Timeline) error {
 	r.log.Info("the timeline ended; following the server to the next", "timeline", uint32(r.pos.Timeline), "switchpoint", at.String(), "next", uint32(child))
-	return r.endTimeline(at, child)
+	if err := r.endTimeline(at, child); err != nil {
+		return err
+	}
+	r.o.Events.Switched(r.pos)
+	return nil
 }
