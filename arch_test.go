@@ -65,6 +65,7 @@ var rules = map[string]rule{
 	"restore/instance":      {modules: []string{pgx, unixCalls}},
 	"cmd/internal/settings": {folders: []string{"cmd/internal/nearest"}, modules: []string{unixCalls, "gopkg.in/yaml.v3"}},
 	"cmd/internal/nearest":  {},
+	"cmd/internal/getopt":   {},
 	"cmd":                   {folders: []string{"*"}, modules: []string{"github.com/urfave/cli/v2", pgx, unixCalls}},
 	"integration":           {folders: []string{"*"}, modules: []string{"*"}},
 }
