@@ -66,8 +66,10 @@ var rules = map[string]rule{
 	"cmd/internal/settings": {folders: []string{"cmd/internal/nearest"}, modules: []string{unixCalls, "gopkg.in/yaml.v3"}},
 	"cmd/internal/nearest":  {},
 	"cmd/internal/getopt":   {},
-	"cmd":                   {folders: []string{"*"}, modules: []string{"github.com/urfave/cli/v2", pgx, unixCalls}},
-	"integration":           {folders: []string{"*"}, modules: []string{"*"}},
+	// segment for the LSN of --endpos.
+	"cmd/internal/pgreceivewal": {folders: []string{"segment", "cmd/internal/getopt"}},
+	"cmd":                       {folders: []string{"*"}, modules: []string{"github.com/urfave/cli/v2", pgx, unixCalls}},
+	"integration":               {folders: []string{"*"}, modules: []string{"*"}},
 }
 
 // harness are packages that exist for tests, though they are not _test files:
