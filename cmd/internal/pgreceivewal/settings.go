@@ -15,7 +15,6 @@ import (
 	"fmt"
 	"math"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/walferry/walferry/cmd/internal/getopt"
@@ -44,32 +43,14 @@ type Settings struct {
 
 	// The connection. "" is "not given" for all of them: libpq takes an empty
 	// one for that.
-	ConnString  string // -d
+	ConnString  string // -d, unchecked: see CheckConnection
 	Host        string // -h
-	Port        string // -p, unchecked: see CheckPort
+	Port        string // -p, unchecked: see CheckConnection
 	User        string // -U
 	NoPassword  bool   // -w; the last one of -w and -W counts
 	AskPassword bool   // -W
 
 	Store string // --store: the archive's URL; "" when there is none
-}
-
-// CheckPort returns the error that a port alone makes, in libpq's words, or
-// nil. It belongs behind the opening of the directory and in front of the
-// connection, where libpq finds the mistake. A list of ports depends on the
-// list of hosts, and is left to the connection. The only error is *Error.
-func (s Settings) CheckPort() error {
-	if s.Port == "" || strings.Contains(s.Port, ",") {
-		return nil
-	}
-	n, ok := integer(s.Port)
-	switch {
-	case !ok || strings.Trim(s.Port, spaces) == "" || n > math.MaxInt32 || n < math.MinInt32:
-		return fatal(`invalid integer value "%s" for connection option "port"`, s.Port)
-	case n < 1 || n > math.MaxUint16:
-		return fatal(`invalid port number: "%s"`, s.Port)
-	}
-	return nil
 }
 
 // The options, in the order of the original's table: an ambiguous name lists

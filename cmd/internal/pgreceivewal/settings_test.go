@@ -236,20 +236,6 @@ func TestEndPos(t *testing.T) {
 	}
 }
 
-func TestCheckPort(t *testing.T) {
-	for port, want := range map[string]string{
-		"": "", "5432": "", " 5432 ": "", "+5432": "", "05432": "", "1": "", "65535": "", "5432,abc": "",
-		"abc": `invalid integer value "abc" for connection option "port"`, "5432x": `invalid integer value "5432x" for connection option "port"`,
-		" ": `invalid integer value " " for connection option "port"`, "0x10": `invalid integer value "0x10" for connection option "port"`,
-		"2147483648": `invalid integer value "2147483648" for connection option "port"`, "99999999999999999999": `invalid integer value "99999999999999999999" for connection option "port"`,
-		"0": `invalid port number: "0"`, "-5": `invalid port number: "-5"`, "65536": `invalid port number: "65536"`,
-	} {
-		if got := text((Settings{Port: port}).CheckPort()); got != want {
-			t.Errorf("%q: got %q; want %q", port, got, want)
-		}
-	}
-}
-
 func TestDirectoryError(t *testing.T) {
 	for _, c := range []struct {
 		err  error
@@ -303,7 +289,7 @@ func TestHelp(t *testing.T) {
 // FuzzParse: no line makes it panic, and each one ends in settings that keep
 // what their comments promise, or in lines of the original's shape.
 func FuzzParse(f *testing.F) {
-	for _, line := range []string{"-nvDx -s 3", "--s", "-Dx -Zgzip:level=5,workers=1", "-Dx -E0/1", "--store=x --dr -S s", "-V", "-n --help", "-Dx -p 0"} {
+	for _, line := range []string{"-nvDx -s 3", "--s", "-Dx -Zgzip:level=5,workers=1", "-Dx -E0/1", "--store=x --dr -S s", "-V", "-n --help", "-Dx -p 0", "-Dx -dhost='a"} {
 		f.Add(line)
 	}
 	f.Fuzz(func(t *testing.T, line string) {
@@ -322,6 +308,6 @@ func FuzzParse(f *testing.F) {
 			s.StatusInterval < 0, s.StatusInterval%time.Second != 0, s.Compression.Level < 0, s.Compression.Level > 12, s.Compression.Method > LZ4:
 			t.Fatalf("%q: %+v", line, s)
 		}
-		_ = s.CheckPort()
+		_ = s.CheckConnection()
 	})
 }
