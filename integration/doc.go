@@ -12,5 +12,6 @@
 // scenarios run on PostgreSQL 15, the core ones also on the newest one found;
 // with $WALFERRY_FULL they run on every version, and what is random is done
 // many times ($WALFERRY_SEED repeats a run). The run says which versions it
-// used. Without a server, or with -short, every test is skipped, and says so.
+// used. The dropin tests run PostgreSQL's pg_receivewal and ours side by side.
+// Without a server, or with -short, every test is skipped, and says so.
 package integration
