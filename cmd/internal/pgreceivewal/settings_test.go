@@ -139,6 +139,8 @@ func TestWrongUsage(t *testing.T) {
 		{[]string{"-s", "2147484"}, e + "-s/--status-interval must be in range 0..2147483\n"},
 		{[]string{"-s", "99999999999999999999"}, e + "-s/--status-interval must be in range 0..2147483\n"},
 		{[]string{"-s", "-99999999999999999999"}, e + "-s/--status-interval must be in range 0..2147483\n"},
+		{[]string{"-s", "18446744073709551617"}, e + "-s/--status-interval must be in range 0..2147483\n"}, // 2^64 + 1
+		{[]string{"-s", "-18446744073709551615"}, e + "-s/--status-interval must be in range 0..2147483\n"},
 		{[]string{"-E", "abc", "--bad"}, e + "could not parse end position \"abc\"\n"},
 		{[]string{"--bad", "-E", "abc"}, p + "unrecognized option '--bad'\n" + try},
 		{[]string{"-E", "abc", "-s", "abc"}, e + "could not parse end position \"abc\"\n"},
@@ -224,6 +226,7 @@ func TestEndPos(t *testing.T) {
 		"-0x10/0X1f": 0xFFFFFFF00000001F, "00000000000000000001/2": 0x100000002,
 		"1234567890/abcdefABCDEF": 0x34567890EFABCDEF, "fffffffffff/1": 0xFFFFFFFF00000001,
 		"1234567890123456789/1": 0xFFFFFFFF00000001, "-1234567890123456789/1": 0xFFFFFFFF00000001,
+		"10000000000000001/1": 0xFFFFFFFF00000001, "ffffffffffffffff/1": 0xFFFFFFFF00000001, "1000000000000000/1": 1,
 	} {
 		if got, ok := scanLSN(s); !ok || got != want {
 			t.Errorf("%q: got %v, %v; want %v", s, got, ok, want)
