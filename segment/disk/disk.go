@@ -35,9 +35,9 @@ type FS interface {
 	Stat(name string) (fs.FileInfo, error)
 	// SyncDir makes the names in a directory durable.
 	SyncDir(name string) error
-	// Lock takes an exclusive advisory lock on the file, made if missing,
-	// until the returned closer is closed or the process ends. It does not
-	// wait: ErrLocked.
+	// Lock takes an exclusive advisory lock on the file, made if missing, or on
+	// a directory that is there, until the returned closer is closed or the
+	// process ends. It does not wait: ErrLocked.
 	Lock(name string) (io.Closer, error)
 	// Space returns the bytes that an unprivileged user can still write, and
 	// the size of the file system that holds name.
@@ -58,4 +58,23 @@ type File interface {
 	Size() (int64, error)
 	Sync() error
 	Close() error
+}
+
+// InOrder is a File that stores bytes in their order, once each, as a
+// compressed one does: it must know which of them will not change any more.
+type InOrder interface {
+	File
+	// SyncTo is Sync for the bytes in front of end, all of them written. They
+	// are never written again with other values. It may run beside ReadAt, and
+	// beside WriteAt behind end.
+	SyncTo(end int64) error
+}
+
+// SyncTo makes the bytes of f in front of end durable, which will not change
+// any more: by f's own SyncTo where it has one.
+func SyncTo(f File, end int64) error {
+	if f, ok := f.(InOrder); ok {
+		return f.SyncTo(end)
+	}
+	return f.Sync()
 }

@@ -83,6 +83,9 @@ func (OS) SyncDir(name string) error {
 // Lock implements FS.
 func (OS) Lock(name string) (io.Closer, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE, 0o600)
+	if errors.Is(err, syscall.EISDIR) {
+		f, err = os.Open(name)
+	}
 	if err != nil {
 		return nil, err
 	}

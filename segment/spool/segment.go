@@ -420,7 +420,7 @@ func (g *Segment) syncFile() (segment.LSN, error) {
 	if g.f == nil {
 		err = g.failure()
 	} else {
-		err = g.f.Sync()
+		err = disk.SyncTo(g.f, int64(to-g.Start()))
 	}
 	g.file.RUnlock()
 	if err != nil {

@@ -319,7 +319,7 @@ func (f *FS) Lock(name string) (io.Closer, error) {
 	if f.locks[name] {
 		return nil, failed("lock", name, disk.ErrLocked)
 	}
-	_, err := f.file("lock", name)
+	_, err := f.find("lock", name)
 	if errors.Is(err, fs.ErrNotExist) {
 		_, err = f.add("lock", name, &node{perm: 0o600})
 	}

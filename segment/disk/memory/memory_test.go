@@ -243,6 +243,12 @@ func TestLocks(t *testing.T) {
 		if _, err := fsys.Lock(filepath.Join(dir, "none", "lock")); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("a lock in no directory: %v", err)
 		}
+		l, err = fsys.Lock(dir)
+		check(t, err)
+		if _, err := fsys.Lock(dir); !errors.Is(err, disk.ErrLocked) {
+			t.Errorf("a directory is locked twice: %v", err)
+		}
+		check(t, l.Close())
 	})
 }
 
