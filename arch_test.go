@@ -43,10 +43,12 @@ var rules = map[string]rule{
 	"segment/disk":         {modules: []string{unixCalls}},
 	"segment/disk/crashfs": {folders: []string{"segment/disk"}},
 	"segment/disk/memory":  {folders: []string{"segment/disk"}},
-	"segment/spool":        {folders: []string{"segment", "segment/disk"}},
-	"replication":          {folders: []string{"segment"}, modules: []string{pgx, pglogrepl, "github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile", unixCalls}},
-	"replication/fakepg":   {folders: []string{"segment", "replication"}, modules: []string{pgx}},
-	"receiver":             {folders: []string{"segment", "segment/spool", "replication", "internal/patience"}},
+	// The directory of pg_receivewal, which may hold compressed files.
+	"segment/disk/waldir": {folders: []string{"segment", "segment/disk"}, modules: []string{"github.com/klauspost/compress/gzip", "github.com/pierrec/lz4/v4"}},
+	"segment/spool":       {folders: []string{"segment", "segment/disk"}},
+	"replication":         {folders: []string{"segment"}, modules: []string{pgx, pglogrepl, "github.com/jackc/pgpassfile", "github.com/jackc/pgservicefile", unixCalls}},
+	"replication/fakepg":  {folders: []string{"segment", "replication"}, modules: []string{pgx}},
+	"receiver":            {folders: []string{"segment", "segment/spool", "replication", "internal/patience"}},
 	// objstore for the bodies that it hands to the archive, never for a store.
 	"uploader":                   {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
 	"archive":                    {folders: []string{"segment", "archive/codec", "archive/objstore"}},
