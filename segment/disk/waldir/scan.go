@@ -316,7 +316,7 @@ func (d *FS) view(l listing, w found) (map[string]form, error) {
 			if d.hides(n) {
 				continue
 			}
-			f, ok, err := d.sound(n, l.forms[n], size, near)
+			f, ok, err := d.sound(n, l.forms[n], size, near || len(partials) > 0)
 			if err != nil {
 				return nil, err
 			}
