@@ -109,6 +109,9 @@ func (i *image) WriteAt(p []byte, off int64) (int, error) {
 	if i.file != nil {
 		return i.file.WriteAt(p, off)
 	}
+	if off < 0 || off+int64(len(p)) > int64(len(i.mem)) {
+		return 0, fs.ErrInvalid // also after the memory was given back
+	}
 	return copy(i.mem[off:], p), nil
 }
 

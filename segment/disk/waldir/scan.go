@@ -88,6 +88,15 @@ func (d *FS) Scan() (Newest, error) {
 	return w.Newest, err
 }
 
+// Newest returns what ReadDir found when the spool was last opened: where to go
+// on. What was written since does not count, and an empty partial that the
+// spool has removed does.
+func (d *FS) Newest() Newest {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.newest
+}
+
 // scan finds the newest segment, and goes on, where that is an empty partial,
 // to the newest file that says which cluster it is of.
 func (d *FS) scan(l listing) (found, error) {
@@ -224,8 +233,12 @@ func (d *FS) longEnough(file string, m Method) error {
 }
 
 // count decodes a file, of which length bytes are expected, and says how many
-// there are and why not more.
+// there are and why not more. Those of a segment that is read from memory are
+// kept for whoever reads it next.
 func (d *FS) count(file string, m Method, length int64) (have int64, end, err error) {
+	if length > inMemory {
+		return d.countOnly(file, m, length)
+	}
 	h, err := d.decode(file, m, false, length)
 	if err != nil {
 		return 0, nil, err
@@ -235,6 +248,27 @@ func (d *FS) count(file string, m Method, length int64) (have int64, end, err er
 		err = fmt.Errorf("reading %s: %w", file, err)
 	}
 	return have, end, errors.Join(err, h.Close())
+}
+
+// countOnly is count for so many bytes that they are not kept.
+func (d *FS) countOnly(file string, m Method, length int64) (have int64, end, err error) {
+	f, err := d.fs.Open(d.path(file), false)
+	if err != nil {
+		return 0, nil, err
+	}
+	src := &source{f: f}
+	r, end := newDecoder(m, src)
+	for buf := make([]byte, step); end == nil; {
+		var n int
+		if n, end = r.Read(buf); int64(n) > length-have {
+			n, end = int(length-have), errLonger
+		}
+		have += int64(n)
+	}
+	if err = errors.Join(src.err, f.Close()); err != nil {
+		err = fmt.Errorf("reading %s: %w", file, err)
+	}
+	return have, end, err
 }
 
 // firstPage returns the header of the first page in n's file, as much of it as

@@ -247,6 +247,9 @@ func TestView(t *testing.T) {
 		}
 		s, err := spool.Open(d, dir, spool.Options{})
 		check(t, err)
+		if w := d.Newest(); w != (waldir.Newest{Found: true, Name: name(3, 50)}) {
+			t.Errorf("%s: the newest is %+v", what, w)
+		}
 		if id, ok := s.Identity(); !ok || id != cluster {
 			t.Errorf("%s: the identity is %v, %v", what, id, ok)
 		}

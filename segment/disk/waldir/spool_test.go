@@ -345,3 +345,40 @@ func TestReadsAreNotDecodedAgain(t *testing.T) {
 	}
 	check(t, s.Close())
 }
+
+// The lz4 library that PostgreSQL uses links its blocks: they refer to those
+// before them.
+func TestLinkedBlocks(t *testing.T) {
+	tool, err := exec.LookPath("lz4")
+	if err != nil {
+		t.Skipf("SKIPPED: no lz4 that writes them: %v", err)
+	}
+	linked := func(b []byte) []byte {
+		c := exec.Command(tool, "-c", "-BD", "-B4", "--no-frame-crc")
+		c.Stdin = bytes.NewReader(b)
+		out, err := c.Output()
+		check(t, err)
+		return out
+	}
+	a, b := wal(1, 48), wal(1, 49)
+	for i := range b[40:] { // repeated, so that there is something to refer to
+		b[40+i] = b[40+i%5000]
+	}
+	cut := linked(b)
+	fsys := crashfs.New(1)
+	fill(t, fsys, map[string][]byte{name(1, 48).String() + ".lz4": linked(a), name(1, 49).String() + ".lz4.partial": cut[:len(cut)-10]})
+	d := waldir.New(fsys, dir, waldir.Options{Method: waldir.LZ4})
+	s, err := spool.Open(d, dir, spool.Options{})
+	check(t, err)
+	have := make([]byte, size)
+	check(t, s.Segments()[0].ReadAt(have, name(1, 48).Start(size)))
+	if !bytes.Equal(have, a) {
+		t.Error("the segment has other bytes")
+	}
+	part := make([]byte, 900_000)
+	check(t, s.Segments()[1].ReadAt(part, name(1, 49).Start(size)))
+	if !bytes.Equal(part, b[:900_000]) {
+		t.Error("the partial has other bytes")
+	}
+	check(t, s.Close())
+}

@@ -51,6 +51,7 @@ type FS struct {
 	encoders sync.Pool  // of encoder
 
 	mu      sync.Mutex
+	newest  Newest                // of the last ReadDir
 	id      *identity             // nil: not known yet
 	draft   *note                 // the identity, while the spool writes it
 	shown   map[string]form       // of the view's names, which were found or written
@@ -427,7 +428,7 @@ func (d *FS) ReadDir(path string) ([]fs.DirEntry, error) {
 		return nil, err
 	}
 	d.mu.Lock()
-	d.shown = shown
+	d.newest, d.shown = w.Newest, shown
 	d.mu.Unlock()
 	entries := l.others
 	for _, name := range slices.Sorted(maps.Keys(shown)) {
