@@ -33,7 +33,9 @@ func (h *heardEvents) all() []string {
 }
 
 func (h *heardEvents) Starting(p segment.Position) { h.say("starting %s", p) }
-func (h *heardEvents) Sealed(n segment.Name)       { h.say("sealed %s", n) }
+func (h *heardEvents) Sealed(n segment.Name, end segment.LSN) {
+	h.say("sealed %s, %s", n, end)
+}
 func (h *heardEvents) Switched(p segment.Position) { h.say("switched %s", p) }
 func (h *heardEvents) Left(n segment.Name)         { h.say("left %s", n) }
 func (h *heardEvents) Stopping(p segment.Position, finished bool) {
@@ -63,7 +65,7 @@ func TestEventsAreToldInOrder(t *testing.T) {
 		stop := w.srv.End()
 		want := []string{
 			"starting 0/100000 on timeline 1",
-			"sealed 000000010000000000000001",
+			"sealed 000000010000000000000001, 0/200000",
 			"switched " + at.String() + " on timeline 2",
 			"starting 0/200000 on timeline 1",
 			"stopping " + stop.String() + " on timeline 2 false",

@@ -159,8 +159,8 @@ type Options struct {
 	Hold            int64 // bytes, with AckSpool; 0 turns the hold off
 	// StatusInterval is how often a status goes out that nobody has asked for;
 	// 0: every 10 s, below 0: never.
-	StatusInterval  time.Duration
-	ShutdownGrace   time.Duration
+	StatusInterval time.Duration
+	ShutdownGrace  time.Duration
 	// WatchInterval is how often a second, short connection asks whether we
 	// are a synchronous standby; 0: never.
 	WatchInterval time.Duration

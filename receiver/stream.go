@@ -86,7 +86,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 			return err
 		}
 	}
-	r.o.Events.Starting(segment.Position{Timeline: r.history.Owner(r.size.Start(r.pos.LSN)), LSN: r.size.Start(r.pos.LSN)})
+	r.tellStarting()
 	if st.s, err = conn.StartReplication(ctx, r.o.Slot, from); err != nil {
 		return r.startFailed(ctx, err, from)
 	}
@@ -537,7 +537,7 @@ func (st *streaming) synced(res syncResult) error {
 	if res.sealed {
 		st.disk.queue = st.disk.queue[1:]
 		st.feedback.due = true // a report at each seal
-		r.o.Events.Sealed(res.seg.Name())
+		r.o.Events.Sealed(res.seg.Name(), res.seg.End())
 		r.log.Debug("sealed", "segment", res.seg.Name().String())
 	} else {
 		st.disk.took = res.took
@@ -576,12 +576,13 @@ func (st *streaming) giveUp() {
 // reported, and the server is told good-bye.
 func (st *streaming) stop(ctx context.Context) error {
 	r := st.r
-	r.o.Events.Stopping(r.pos, ctx.Err() == nil)
+	finished := ctx.Err() == nil
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
 	defer cancel()
 	if err := st.flush(ctx); err != nil {
 		return err
 	}
+	r.o.Events.Stopping(r.pos, finished)
 	st.shipRest(ctx)
 	st.feedback.due = true
 	if err := st.feedback.send(st, time.Now()); err != nil {
