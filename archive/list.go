@@ -90,6 +90,29 @@ func (a *Archive) present(ctx context.Context, s stretch, size segment.Size, fir
 	}
 }
 
+// Segments yields the whole and readable segments of from's timeline, ascending,
+// from that one on, whether it is there or not. It lists as far as it is
+// consumed.
+func (a *Archive) Segments(ctx context.Context, from segment.Name) iter.Seq2[segment.Name, error] {
+	return func(yield func(segment.Name, error) bool) {
+		var last segment.Name
+		for info, err := range a.keys(ctx, from.Timeline, walDir+from.String(), listPage) {
+			if err != nil {
+				yield(segment.Name{}, fmt.Errorf("listing WAL of timeline %d: %w", from.Timeline, err))
+				return
+			}
+			n, ext, k := walKey(info.Key)
+			if k == other || !readable(ext, k) || n == last {
+				continue // or the same segment under two extensions
+			}
+			last = n
+			if !yield(n, nil) {
+				return
+			}
+		}
+	}
+}
+
 // first returns the first segment in s.
 func (a *Archive) first(ctx context.Context, s stretch, size segment.Size) (number uint64, ok bool, err error) {
 	for number, err := range a.present(ctx, s, size, probe) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/walferry/walferry/archive/objstore"
@@ -254,5 +255,27 @@ func TestRunEndWithDamagedSentinel(t *testing.T) {
 	end, ok, err := New(store, Options{}).RunEnd(t.Context(), segment.History{Timeline: 1}, size, 0)
 	if err != nil || !ok || end.LSN != 10*segment.LSN(size) {
 		t.Errorf("%s, %v, %v", end, ok, err)
+	}
+}
+
+func TestSegments(t *testing.T) {
+	s := mem.New()
+	fillRun(t, s, 2, segment.MinSize, 3, 6, ".lz4")
+	fillRun(t, s, 2, segment.MinSize, 5, 6, ".zst") // twice
+	fillRun(t, s, 2, segment.MinSize, 8, 9, "")
+	fillRun(t, s, 1, segment.MinSize, 1, 20, ".lz4")
+	put(t, s, walDir+numbered(2, 9, segment.MinSize).String()+".partial.lz4", nil)
+	put(t, s, walDir+"00000002.history.lz4", nil)
+	a := New(s, Options{})
+	var got []string
+	for n, err := range a.Segments(t.Context(), numbered(2, 4, segment.MinSize)) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		got = append(got, n.String())
+	}
+	want := []string{"000000020000000000000004", "000000020000000000000005", "000000020000000000000008"}
+	if !slices.Equal(got, want) {
+		t.Errorf("listed %s, want %s", got, want)
 	}
 }

@@ -283,6 +283,17 @@ func (c *Conn) CreateSlot(ctx context.Context, name string) error {
 	return c.createSlot(ctx, name, "")
 }
 
+// CreateIdleSlot makes a physical slot that holds no WAL until somebody has
+// streamed with it, as pg_receivewal --create-slot does. Else it is CreateSlot.
+func (c *Conn) CreateIdleSlot(ctx context.Context, name string) error {
+	if err := CheckSlotName(name); err != nil {
+		return err
+	}
+	sql := `CREATE_REPLICATION_SLOT "` + name + `" PHYSICAL`
+	_, err := c.one(ctx, sql, 1)
+	return c.tagSlot(sql, err)
+}
+
 // CreateTemporarySlot makes a physical slot that holds WAL from now on and
 // belongs to this connection: nobody else can use it, a Stream that the
 // connection becomes can, and the server drops it when the connection ends.
