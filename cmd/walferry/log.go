@@ -28,13 +28,18 @@ func (p *program) newLogger(verbose bool) *slog.Logger {
 
 // variable returns a variable of the process's environment; "" when it is not set.
 func (p *program) variable(name string) string {
-	value := ""
+	value, _ := p.lookup(name)
+	return value
+}
+
+// lookup is variable, and says whether it is there.
+func (p *program) lookup(name string) (value string, ok bool) {
 	for _, e := range p.environ {
-		if n, v, ok := strings.Cut(e, "="); ok && n == name {
-			value = v
+		if n, v, cut := strings.Cut(e, "="); cut && n == name {
+			value, ok = v, true
 		}
 	}
-	return value
+	return value, ok
 }
 
 func isTerminal(w io.Writer) bool {

@@ -37,6 +37,7 @@ func main() {
 	// archive", and promote.
 	debug.SetTraceback("crash")
 	os.Exit(run(&program{
+		name:    os.Args[0],
 		args:    os.Args[1:],
 		environ: os.Environ(),
 		stdout:  os.Stdout,
@@ -49,6 +50,7 @@ const secondSignal = 2 * time.Second
 
 // program is what the process was given.
 type program struct {
+	name           string   // as it was called
 	args           []string // without the program's own name
 	environ        []string // "NAME=value"
 	stdout, stderr io.Writer
@@ -56,6 +58,9 @@ type program struct {
 
 // run does what the arguments say and returns the exit code.
 func run(p *program) int {
+	if name, args, ok := dropInArguments(p.name, p.args); ok {
+		return p.runDropIn(name, args)
+	}
 	if args, ok := fetchArguments(p.args); ok {
 		// Before the command line is read, and before a signal is caught:
 		// fetch decides by itself what a wrong flag ends in, and dies by
@@ -149,6 +154,7 @@ func commandTable(p *program) []*cli.Command {
 		fetchCommand(),
 		restoreCommand(p),
 		statusCommand(p),
+		dropInCommand(),
 		configCommand(p),
 		demoCommand(p),
 		{Name: "version", Usage: "print the version", Action: func(*cli.Context) error { return printVersion(p.stdout) }},

@@ -123,8 +123,7 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	if s.Compress, err = findCompression(c.set); err != nil {
 		return s, err
 	}
-	_, walg := c.set.Variable("WALG_COMPRESSION_METHOD")
-	s.CompressGiven = walg || c.set.Value("compress").IsSet()
+	s.CompressGiven = compressionGiven(c.set)
 	if s.Store, err = c.findStore(c.set, true); err != nil {
 		return s, err
 	}
@@ -191,9 +190,36 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 	}
 	s.Log.Info("starting", "archive", ar.String(), "spool", s.spoolName(), "slot", s.Slot, "server", s.Server.String())
 
-	// The uploader starts first and needs no server: what a receiver's disk
-	// holds goes up even when the primary is gone for good. It also ends last,
-	// since the last report may be of what it ships.
+	shown := sp
+	if s.SpoolDir == noSpool {
+		shown = nil
+	}
+	err = join(ctx, rec, up, s.Log, func(work context.Context, beside *sync.WaitGroup) {
+		running{rec, up, shown, s, ar.String(), time.Now()}.show(work, beside)
+		// Ready without a server: a unit must start while the server is away.
+		beside.Go(func() {
+			manager.Run(work, rec.Alive, func(err error) { s.Log.Warn(err.Error()) })
+		})
+	})
+	sayGoodbye(s, rec.Summary(), up)
+	return receiveError(err, s)
+}
+
+// shipper is the other end of the spool, as join runs it.
+type shipper interface {
+	Run(ctx context.Context) error
+	Drain(ctx context.Context) error
+	Failing() bool
+}
+
+// join runs the receiver with the uploader until ctx ends, the end position is
+// reached, or something forbids to go on, and what start starts beside them.
+// Nothing runs any more on return.
+//
+// The uploader starts first and needs no server: what a receiver's disk holds
+// goes up even when the primary is gone for good. It also ends last, since the
+// last report may be of what it ships.
+func join(ctx context.Context, rec *receiver.Receiver, up shipper, log *slog.Logger, start func(work context.Context, beside *sync.WaitGroup)) error {
 	work, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	shipping, stopShipping := context.WithCancel(context.WithoutCancel(ctx))
@@ -204,16 +230,8 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 			cancel(err)
 		}
 	})
-	shown := sp
-	if s.SpoolDir == noSpool {
-		shown = nil
-	}
-	running{rec, up, shown, s, ar.String(), time.Now()}.show(work, &beside)
-	// Ready without a server: a unit must start while the server is away.
-	beside.Go(func() {
-		manager.Run(work, rec.Alive, func(err error) { s.Log.Warn(err.Error()) })
-	})
-	err = rec.Run(work)
+	start(work, &beside)
+	err := rec.Run(work)
 	if cause := context.Cause(work); cause != nil && ctx.Err() == nil {
 		err = cause
 	}
@@ -227,15 +245,14 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 		// What is in the spool goes up with the next start, too.
 		last, done := context.WithTimeout(shipping, lastTail)
 		if err := up.Drain(last); err != nil {
-			s.Log.Debug("stopped before everything in the spool was shipped", "error", err.Error())
+			log.Debug("stopped before everything in the spool was shipped", "error", err.Error())
 		}
 		done()
 	}
 	cancel(nil)
 	stopShipping()
 	beside.Wait()
-	sayGoodbye(s, rec.Summary(), up)
-	return receiveError(err, s)
+	return err
 }
 
 // sayGoodbye says what is left on the server, and how to be rid of it.

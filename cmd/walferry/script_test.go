@@ -59,7 +59,7 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 			if neg || len(args) != 1 {
 				ts.Fatalf("usage: sql QUERY")
 			}
-			ctx, cancel := context.WithTimeout(context.Background(), patience)
+			ctx, cancel := context.WithTimeout(context.Background(), scriptPatience)
 			defer cancel()
 			conn, err := pgconn.Connect(ctx, ts.Getenv("SUPERUSER_DSN"))
 			ts.Check(err)
@@ -84,8 +84,8 @@ func commands() map[string]func(ts *testscript.TestScript, neg bool, args []stri
 // the hundreds of processes here, which leave no goroutine that matters.
 const noSleep = "atexit_sleep_ms=0"
 
-// patience is how long a session may take: only the end matters, not when.
-const patience = 2 * time.Minute
+// scriptPatience is how long a session may take: only the end matters, not when.
+const scriptPatience = 2 * time.Minute
 
 func exitCode(ts *testscript.TestScript, program string, args ...string) int {
 	err := ts.Exec(program, args...)
@@ -118,7 +118,7 @@ func TestServerScript(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: the sessions with a server are left out")
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), scriptPatience)
 	defer cancel()
 	found, err := instance.Find(ctx, filepath.SplitList(os.Getenv("WALFERRY_TEST_PG")))
 	if errors.Is(err, instance.ErrNoPostgreSQL) && os.Getenv("WALFERRY_TEST_PG") == "" {
@@ -151,7 +151,7 @@ func TestServerScript(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		ctx, cancel := context.WithTimeout(context.Background(), scriptPatience)
 		defer cancel()
 		if err := server.Remove(ctx); err != nil {
 			t.Error(err)

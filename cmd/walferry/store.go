@@ -173,6 +173,13 @@ func (s storeSettings) open(ctx context.Context) (objstore.Store, error) {
 	return store, nil
 }
 
+// compressionGiven reports whether somebody has said how WAL is compressed;
+// else the archive's own codec wins.
+func compressionGiven(set *settings.Set) bool {
+	_, walg := set.Variable("WALG_COMPRESSION_METHOD")
+	return walg || set.Value("compress").IsSet()
+}
+
 // findCompression returns --compress, else what WAL-G is told to do, else lz4.
 func findCompression(set *settings.Set) (codec.Method, error) {
 	v := set.Value("compress")
