@@ -338,6 +338,7 @@ func (d *FS) view(l listing, w found) (map[string]form, error) {
 	size := w.id.size
 	before := size.Name(w.Name.Timeline, max(w.Name.Start(size), 1)-1)
 	newest := make(map[segment.Timeline]bool) // timelines whose newest segment was passed
+	all, run := d.o.All, w.Name.Start(size)
 	for _, n := range l.names[w.at:] {
 		if n.Check(size) != nil {
 			continue
@@ -346,7 +347,10 @@ func (d *FS) view(l listing, w found) (map[string]form, error) {
 		newest[n.Timeline] = true
 		near := n.Log == w.Name.Log && n.Seg == w.Name.Seg || n.Log == before.Log && n.Seg == before.Seg
 		complete, partials := len(l.forms[n].these(false)) > 0, l.forms[n].these(true)
-		if complete && (near || d.o.All) {
+		if all = all && n.End(size) >= run; all && complete {
+			run = n.Start(size)
+		}
+		if complete && (near || all) {
 			if d.hides(n) {
 				continue
 			}

@@ -203,6 +203,7 @@ func TestView(t *testing.T) {
 	t.Parallel()
 	file := func(tl segment.Timeline, number int, suffix string) string { return name(tl, number).String() + suffix }
 	files := map[string][]byte{
+		file(1, 42, ""):            wal(1, 42), // behind it is a gap
 		file(1, 44, ""):            wal(1, 44),
 		file(1, 45, ".gz"):         gz(wal(1, 45)),
 		file(1, 46, ".lz4"):        lz(wal(1, 46)),
@@ -277,18 +278,19 @@ func TestView(t *testing.T) {
 func TestDamageThatTheViewDoesNotSee(t *testing.T) {
 	fsys := crashfs.New(1)
 	fill(t, fsys, map[string][]byte{
-		name(1, 40).String() + ".gz":  lying(gz(wal(1, 40)[:70000])),
-		name(1, 41).String() + ".lz4": lz(wal(1, 41)[:70000]),
+		name(1, 45).String() + ".gz":  lying(gz(wal(1, 45)[:70000])),
+		name(1, 46).String() + ".lz4": lz(wal(1, 46)[:70000]),
+		name(1, 47).String():          wal(1, 47),
 		name(1, 48).String():          wal(1, 48),
 	})
 	s, err := spool.Open(waldir.New(fsys, dir, waldir.Options{All: true}), dir, spool.Options{})
 	check(t, err)
-	if len(s.Segments()) != 3 {
+	if len(s.Segments()) != 4 {
 		t.Fatalf("%d segments", len(s.Segments()))
 	}
 	for _, g := range s.Segments() {
 		err := g.ReadAt(make([]byte, size), g.Start())
-		if want := g.Name() == name(1, 48); (err == nil) != want {
+		if want := g.Start() >= name(1, 47).Start(size); (err == nil) != want {
 			t.Errorf("%s: %v", g.Name(), err)
 		}
 	}

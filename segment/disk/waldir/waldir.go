@@ -30,8 +30,8 @@ type Options struct {
 	Level int
 	// NoSync: nothing is made durable, whatever is promised.
 	NoSync bool
-	// All shows the spool every complete segment. Otherwise it sees those alone
-	// that it goes on from.
+	// All shows the spool every complete segment of the run without a gap that
+	// ends with the newest. Otherwise it sees those alone that it goes on from.
 	All bool
 	// Hide says which complete segments the spool need not see. nil: none.
 	Hide func(segment.Name) bool
