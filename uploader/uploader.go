@@ -757,17 +757,45 @@ func (u *Uploader) ship(ctx context.Context, it *item) error {
 	}
 	defer frame.Release()
 	plain := plainBytes{it.seg, n.Start(size)}
-	put := func() error { return u.archive.PutSegment(ctx, n, method, frame, plain, size) }
-	if w, ended := it.seg.Finished(); ended {
-		put = func() error { return u.archive.PutPartial(ctx, n, w, method, frame, plain, size) }
-	}
 	if err := u.shipHistories(ctx, n.Timeline, method); err != nil {
 		return err
 	}
 	if err := u.waitForOlder(ctx, it); err != nil {
 		return err
 	}
-	return u.insist(ctx, "store segment "+n.String(), put)
+	w, ended := it.seg.Finished()
+	if !ended {
+		return u.insist(ctx, "store segment "+n.String(), func() error {
+			return u.archive.PutSegment(ctx, n, method, frame, plain, size)
+		})
+	}
+	if w > it.seg.Start() {
+		err := u.insist(ctx, "store segment "+n.String(), func() error {
+			return u.archive.PutPartial(ctx, n, w, method, frame, plain, size)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return u.shipBeyond(ctx, it.seg, w)
+}
+
+// shipBeyond stores what a segment holds behind the LSN at which its timeline
+// ended, with all before it, as one tail object: the partial must be the same
+// whoever writes it, and this is WAL that was acknowledged and that nothing else
+// holds once the segment has left the spool.
+func (u *Uploader) shipBeyond(ctx context.Context, g *spool.Segment, w segment.LSN) error {
+	to := g.Beyond()
+	if to <= w {
+		return nil
+	}
+	alone := &chain{seg: g, done: make(chan struct{})}
+	if _, err := u.storeTail(ctx, alone, g.Start(), to, 0, true); err != nil {
+		return err
+	}
+	u.log.Warn("the archive has WAL that the timeline's child does not contain, as a tail object of its own timeline",
+		"segment", g.Name().String(), "timeline_ended", w.String(), "up_to", to.String())
+	return nil
 }
 
 func (u *Uploader) sizeOf() segment.Size {

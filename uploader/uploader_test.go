@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -53,6 +54,30 @@ func (s *failingStore) PutIfAbsent(ctx context.Context, key string, body objstor
 		return after(put, key)
 	}
 	return nil
+}
+
+// refuse fails every put of a key that begins so.
+func (s *failingStore) refuse(prefix string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = func(_ int, key string) error {
+		if strings.HasPrefix(key, prefix) {
+			return errors.New("the store is away")
+		}
+		return nil
+	}
+}
+
+func (s *failingStore) Put(ctx context.Context, key string, body objstore.Body) error {
+	s.mu.Lock()
+	put, before := s.puts, s.before
+	s.mu.Unlock()
+	if before != nil {
+		if err := before(put, key); err != nil {
+			return err
+		}
+	}
+	return s.Store.Put(ctx, key, body)
 }
 
 // scene is a spool, an uploader and a store, in a synctest bubble.
@@ -515,4 +540,67 @@ func TestHistoryIsStoredAtOnce(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// TestWhatLiesBeyondTheSwitchpointIsStored: what a receiver holds behind the LSN
+// at which the timeline ended was acknowledged there. It leaves the spool only
+// when the archive has it, beside the partial, which ends at the switchpoint.
+func TestWhatLiesBeyondTheSwitchpointIsStored(t *testing.T) {
+	for what, c := range map[string]struct {
+		ended   bool // before the segment's start
+		offered bool // a part of it is in tail objects already
+	}{
+		"inside the segment":           {},
+		"inside it, with tail objects": {offered: true},
+		"before it":                    {ended: true},
+		"before it, with tail objects": {ended: true, offered: true},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				s := newScene(t, Options{ShipInterval: time.Second})
+				n := name(1, 1)
+				at := s.wal.FillTo(1, segment.LSN(size)+5000)
+				if c.ended {
+					at = n.Start(size)
+				}
+				end := s.run()
+				g := s.writeUpTo(n, s.wal.FillTo(1, at+9000))
+				if c.offered {
+					s.up.Offer(g, at+6000, false)
+				}
+				time.Sleep(3 * time.Second)
+				s.store.refuse("wal_tail_005/")
+				if err := g.Finish(at); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Minute)
+				if len(s.sp.Segments()) == 0 {
+					t.Error("it has left the spool, and the archive does not have it")
+				}
+				s.store.refuse("/")
+				time.Sleep(time.Hour) // what is superseded is gone
+				synctest.Wait()
+				if got, want := s.tailed(n), g.Beyond(); got != want || want < at+9000 {
+					t.Errorf("the tail objects reach %s, held is up to %s", got, want)
+				}
+				if left := len(s.sp.Segments()); left > 0 {
+					t.Errorf("%d segments are in the spool", left)
+				}
+				b, err := s.stored(n.String() + ".partial")
+				switch {
+				case c.ended:
+					if err == nil {
+						t.Error("a partial was stored of a segment that the timeline did not reach")
+					}
+				case err != nil || len(b) != int(size):
+					t.Errorf("the partial: %d bytes, %v", len(b), err)
+				case bytes.ContainsFunc(b[at-n.Start(size):], func(r rune) bool { return r != 0 }):
+					t.Error("the partial goes beyond the switchpoint")
+				}
+				if err := end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

@@ -57,6 +57,7 @@ type Segment struct {
 	durable              segment.LSN   // bytes in front of it were synced since the segment was begun
 	named                bool          // the file's name is durable
 	finish               segment.LSN   // state finished: where
+	beyond               segment.LSN   // and up to where there is more
 	changed              chan struct{} // closed at the next change that is waited for, nil while no reader waits
 	waitedFor            segment.LSN   // of Advance's changes, the first that counts
 }
@@ -83,6 +84,16 @@ func (g *Segment) Finished() (segment.LSN, bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.finish, g.state == finished
+}
+
+// Beyond returns up to where a finished segment holds WAL of its timeline: what
+// lies behind the LSN that Finish was given is no part of the timeline that
+// followed. ReadAt reads it. It is that LSN where there is no more, and the
+// segment's start where Finish was not called.
+func (g *Segment) Beyond() segment.LSN {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return max(g.beyond, g.Start())
 }
 
 // Vouched returns the range of bytes that were held when the segment was last
@@ -491,10 +502,11 @@ func (g *Segment) seal() error {
 	return nil
 }
 
-// Finish says that the timeline ended at an LSN inside the segment. What is in
-// front of it must have been advanced; it is durable on return, under the
-// partial's name. Nothing is written any more, and readers get io.EOF there;
-// one that has read further gets ErrFinished.
+// Finish says that the timeline ended at an LSN inside the segment, or at its
+// start or before (then that is the LSN). What is in front of it must have been
+// advanced; it is durable on return, under the partial's name. Nothing is
+// written any more, and readers get io.EOF there; one that has read further
+// gets ErrFinished. What was written behind it stays: see Beyond.
 func (g *Segment) Finish(at segment.LSN) error {
 	g.syncing.Lock()
 	defer g.syncing.Unlock()
@@ -514,6 +526,9 @@ func (g *Segment) Finish(at segment.LSN) error {
 	if _, err := g.sync(); err != nil {
 		return err
 	}
+	g.mu.Lock()
+	g.beyond = max(at, g.written)
+	g.mu.Unlock()
 	g.rest(finished, at)
 	return nil
 }

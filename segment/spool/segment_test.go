@@ -340,6 +340,9 @@ func TestFinish(t *testing.T) {
 	if at, ok := g.Finished(); !ok || at != base+800 || g.Sealed() {
 		t.Errorf("finished at %s, %v", at, ok)
 	}
+	if g.Beyond() != base+1000 || g.ReadAt(make([]byte, 200), base+800) != nil {
+		t.Errorf("what was written behind it, up to %s, is held up to %s", base+1000, g.Beyond())
+	}
 	if g.WriteAt([]byte{1}, base+900) == nil || g.Seal() == nil {
 		t.Error("a finished segment goes on")
 	}
