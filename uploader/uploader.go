@@ -730,10 +730,30 @@ func (u *Uploader) advanceFront() {
 		n := u.size.Name(u.front.Timeline, u.front.LSN)
 		end, ok := u.stored[n]
 		if !ok || end <= u.front.LSN {
-			return
+			if n, ok = u.standsFor(n); !ok {
+				return
+			}
+			end = n.End(u.size)
 		}
 		delete(u.stored, n)
-		u.front.LSN = end
+		u.front = segment.Position{Timeline: n.Timeline, LSN: end}
+	}
+}
+
+// standsFor returns the segment of a descendant that is stored whole, and that
+// repeats what segment n has of its timeline, which ended in it: the partial
+// that n would have become may be missing. u.mu is held.
+func (u *Uploader) standsFor(n segment.Name) (segment.Name, bool) {
+	for t := n.Timeline; ; {
+		s, ended := u.switches[t]
+		if !ended || u.size.Start(s.at) != n.Start(u.size) {
+			return segment.Name{}, false
+		}
+		t = s.child
+		whole := u.size.Name(t, s.at)
+		if u.stored[whole] == whole.End(u.size) {
+			return whole, true
+		}
 	}
 }
 

@@ -604,3 +604,31 @@ func TestWhatLiesBeyondTheSwitchpointIsStored(t *testing.T) {
 		})
 	}
 }
+
+// TestTheChildsSegmentStandsForThePartial: where the parent's last segment is
+// not stored, the child's, which repeats its bytes, is enough.
+func TestTheChildsSegmentStandsForThePartial(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{})
+		first := s.wal.FillTo(1, segment.LSN(size)+5000)
+		s.wal.Fork(1, first)
+		second := s.wal.FillTo(2, first+5000)
+		s.wal.Fork(2, second)
+		s.up.Base(segment.Position{Timeline: 1, LSN: segment.LSN(size)})
+		s.up.Switch(1, first, 2)
+		s.up.Switch(2, second, 3)
+		end := s.run()
+		s.write(name(3, 2))
+		synctest.Wait()
+		s.shipped(segment.LSN(size))
+		s.write(name(3, 1))
+		synctest.Wait()
+		s.shipped(3 * segment.LSN(size))
+		if p, _ := s.up.Sealed(); p.Timeline != 3 {
+			t.Errorf("sealed %s", p)
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
+}
