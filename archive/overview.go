@@ -233,6 +233,29 @@ func (a *Archive) historyOf(ctx context.Context, t segment.Timeline) (h segment.
 	return h, nil, err
 }
 
+// Histories returns what the history files say of all timelines above one, in
+// ascending order: one GET for each, and one LIST more than that. A file that
+// cannot be decoded or understood is told, and left out.
+func (a *Archive) Histories(ctx context.Context, above segment.Timeline) ([]segment.History, error) {
+	var all []segment.History
+	for {
+		t, err := a.nextTimeline(ctx, walDir, fmt.Sprintf("%s%08X%s", walDir, uint32(above), behindName))
+		if err != nil || t == 0 {
+			return all, err
+		}
+		h, unknown, err := a.historyOf(ctx, t)
+		switch {
+		case err != nil:
+			return nil, err
+		case unknown == nil:
+			all = append(all, h)
+		default:
+			a.log.Warn("what a timeline descends from is not known", "timeline", uint32(t), "error", unknown.Error())
+		}
+		above = t
+	}
+}
+
 // firstTail returns the beginning of the first segment along h that has a tail
 // object: where an archive begins that has no whole segment yet.
 func (a *Archive) firstTail(ctx context.Context, h segment.History, size segment.Size) (segment.Position, bool, error) {

@@ -3,6 +3,7 @@ package archive
 import (
 	"context"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/walferry/walferry/archive/codec"
@@ -177,5 +178,49 @@ func TestHistoryOf(t *testing.T) {
 	_, historyErr := a.HistoryOf(t.Context(), 2)
 	if !errors.Is(err, down) || !errors.Is(historyErr, down) {
 		t.Errorf("%v, %v", err, historyErr)
+	}
+}
+
+func TestHistories(t *testing.T) {
+	store := mem.New()
+	a := New(store, Options{})
+	if all, err := a.Histories(t.Context(), 0); len(all) != 0 || err != nil {
+		t.Errorf("of nothing: %+v, %v", all, err)
+	}
+	putHistory(t, store, 2, "1\t0/500028\tx\n")
+	putHistory(t, store, 9, "1\t0/500028\tx\n2\t0/600000\ty\n")
+	put(t, store, walDir+segment.Timeline(5).HistoryName()+".lz4", []byte("no frame"))
+	fillRun(t, store, 7, m16, 3, 4, ".lz4") // its history is missing
+	for above, want := range map[segment.Timeline][]segment.Timeline{0: {2, 9}, 1: {2, 9}, 2: {9}, 6: {9}, 9: nil} {
+		all, err := a.Histories(t.Context(), above)
+		var got []segment.Timeline
+		for _, h := range all {
+			got = append(got, h.Timeline)
+			if at, ok := h.Switchpoint(1); !ok || at != 0x500028 {
+				t.Errorf("timeline %d: %+v", h.Timeline, h)
+			}
+		}
+		if err != nil || !slices.Equal(got, want) {
+			t.Errorf("above %d: %v, %v; want %v", above, got, err, want)
+		}
+	}
+	down := errors.New("503")
+	for fail := 1; ; fail++ {
+		calls, armed := 0, false
+		failing := mem.NewWith(mem.Options{Before: func(context.Context, mem.Op, string) error {
+			if calls++; armed && calls == fail {
+				return down
+			}
+			return nil
+		}})
+		putHistory(t, failing, 2, "1\t0/500028\tx\n")
+		calls, armed = 0, true
+		_, err := New(failing, Options{}).Histories(t.Context(), 1)
+		if calls < fail {
+			break // all of them were tried
+		}
+		if !errors.Is(err, down) {
+			t.Errorf("call %d failed: %v", fail, err)
+		}
 	}
 }

@@ -84,6 +84,9 @@ type Archive interface {
 	// RunEnd returns the end of the archive's gapless run of segments along
 	// h; ok is false when it holds no WAL.
 	RunEnd(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (p segment.Position, ok bool, err error)
+	// Histories returns what the archive's history files say of the timelines
+	// above one. A file that cannot be understood says nothing.
+	Histories(ctx context.Context, above segment.Timeline) ([]segment.History, error)
 	// Segment opens the decoded bytes of an archived segment, or says that
 	// there is none (ErrNotArchived).
 	Segment(ctx context.Context, n segment.Name) (io.ReadCloser, error)
@@ -284,6 +287,12 @@ func (r *Receiver) Run(ctx context.Context) error {
 				r.log.Warn("stopped in the middle of trouble; what was not yet durable is streamed again by the next start", "error", err.Error())
 			}
 			return nil
+		case errors.Is(err, errCopyDone):
+			r.publish(Waiting)
+			if !leaveAlone(ctx) {
+				return nil
+			}
+			continue
 		case errors.As(err, new(*replication.EndOfTimeline)), errors.Is(err, errNextStart):
 			continue // at once
 		case r.spool.Failed() != nil:
@@ -309,6 +318,24 @@ func (r *Receiver) Run(ctx context.Context) error {
 		if waitErr := trouble.Sleep(ctx, wait); waitErr != nil {
 			return nil
 		}
+	}
+}
+
+// errCopyDone: the server ended the stream of a timeline.
+var errCopyDone = errors.New("the server ended the stream")
+
+// afterCopyDone is how long a server is left alone that has ended a stream. It
+// may be about to shut down, or to end its recovery: who comes back at once,
+// again and again, keeps it from that.
+const afterCopyDone = time.Second
+
+// leaveAlone waits for that long; false: ctx has ended.
+func leaveAlone(ctx context.Context) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(afterCopyDone):
+		return true
 	}
 }
 

@@ -172,6 +172,9 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if r.resolved && !r.fresh {
 		return nil
 	}
+	if err := r.checkLineage(s); err != nil {
+		return err
+	}
 	first, end, held := r.heldRun()
 	if end.LSN == first.LSN {
 		held = false // the beginning of a segment in which no record verifies
@@ -185,6 +188,11 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		return err
 	}
 	r.unasked = held && !ok && !asked
+	if asked {
+		if err := r.checkArchivesLineage(ctx, s, held); err != nil {
+			return err
+		}
+	}
 	if held && ok {
 		if ok, err = r.coversHeld(ctx, archived); err != nil {
 			return err
@@ -228,7 +236,7 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		r.pos = archived
 		r.uploader.Base(archived)
 	}
-	if err := r.settleOld(); err != nil {
+	if err := r.settleOld(ctx); err != nil {
 		return err
 	}
 	if err := r.dropRemains(ctx, archived); err != nil {
@@ -315,7 +323,7 @@ func (r *Receiver) restoreTails(ctx context.Context, from segment.Position) erro
 		switch {
 		case ended && end == w:
 			// Of its child the same segment may be there.
-			if err := r.finishPartial(t, w); err != nil {
+			if err := r.finishPartial(ctx, t, w); err != nil {
 				return err
 			}
 			t = r.history.Owner(w)
@@ -431,7 +439,7 @@ func (r *Receiver) beginAt(lsn segment.LSN) {
 // and counts only then: see Uploader.Base.)
 func (r *Receiver) coversHeld(ctx context.Context, archived segment.Position) (bool, error) {
 	for _, g := range r.held {
-		if g.Sealed() || g.End() > archived.LSN || r.history.Owner(g.Start()) != g.Name().Timeline {
+		if g.Sealed() || g.End() > archived.LSN || !r.along(g.Name()) {
 			continue
 		}
 		has, err := r.archiveHas(ctx, g.Name())
@@ -441,6 +449,11 @@ func (r *Receiver) coversHeld(ctx context.Context, archived segment.Position) (b
 	}
 	return true, nil
 }
+
+// along reports whether a segment is the one that the archive has whole of its
+// place, in the server's history: where a timeline ended inside a segment, that
+// is its child's.
+func (r *Receiver) along(n segment.Name) bool { return r.history.Owner(n.End(r.size)-1) == n.Timeline }
 
 // missedBefore reports whether the slot retains WAL that comes before all that
 // is joined here and that the archive does not have: the power went before the
@@ -546,7 +559,7 @@ func (r *Receiver) childHeld(t segment.Timeline) bool {
 func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) error {
 	for _, g := range r.held {
 		n := g.Name()
-		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || r.history.Owner(g.Start()) != n.Timeline {
+		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || !r.along(n) {
 			continue
 		}
 		body, err := r.archive.Segment(ctx, n)
@@ -566,15 +579,17 @@ func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) e
 
 // settleOld ends, in the spool, the timelines that ended before the resume
 // position: their last segments go to the archive as partials.
-func (r *Receiver) settleOld() error {
+func (r *Receiver) settleOld(ctx context.Context) error {
 	for _, a := range r.history.Ancestors {
 		if a.Timeline >= r.pos.Timeline {
 			break
 		}
-		if err := r.finishPartial(a.Timeline, a.At); err != nil {
+		if err := r.finishPartial(ctx, a.Timeline, a.At); err != nil {
 			return err
 		}
-		r.giveUpBeyond(a.Timeline, a.At)
+		if err := r.finishBeyond(ctx, a.Timeline, a.At); err != nil {
+			return err
+		}
 	}
 	return nil
 }

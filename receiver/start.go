@@ -51,7 +51,8 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.admit(ctx, srv); err != nil {
 		return err
 	}
-	if err := r.learnHistory(ctx, conn, srv); err != nil {
+	histories, err := r.learnHistory(ctx, conn, srv)
+	if err != nil {
 		return err
 	}
 	slot, err := r.readSlot(ctx, conn)
@@ -64,7 +65,10 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.lookAgain(ctx, conn, &srv); err != nil {
 		return err
 	}
-	if err := r.checkContinuity(srv); err != nil {
+	if err := r.checkContinuity(ctx, srv); err != nil {
+		return err
+	}
+	if err := r.keepHistory(histories); err != nil {
 		return err
 	}
 	if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos {
@@ -206,52 +210,6 @@ func (r *Receiver) claim(ctx context.Context, id spool.Identity) error {
 	return nil
 }
 
-// learnHistory fetches the history of the server's timeline, and its
-// ancestors' own files where the server has them, and makes them durable in
-// the spool before anything of the timeline is received.
-func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s server) error {
-	t := s.system.Timeline
-	if t == 1 {
-		r.history = segment.History{Timeline: 1}
-		return nil
-	}
-	content, err := conn.TimelineHistory(ctx, t)
-	if err != nil {
-		return err
-	}
-	h, err := segment.ParseHistory(t, content)
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrServer, err)
-	}
-	if err := r.spool.PutHistory(t, content); err != nil {
-		return err
-	}
-	for _, a := range h.Ancestors {
-		if a.Timeline == 1 {
-			continue
-		}
-		content, err := conn.TimelineHistory(ctx, a.Timeline)
-		if errors.Is(err, replication.ErrNoHistory) {
-			continue // the child's file lists all ancestors: nothing is lost
-		}
-		if err != nil {
-			return err
-		}
-		if err := r.spool.PutHistory(a.Timeline, content); err != nil {
-			return err
-		}
-	}
-	for i, a := range h.Ancestors {
-		child := t
-		if i+1 < len(h.Ancestors) {
-			child = h.Ancestors[i+1].Timeline
-		}
-		r.uploader.Switch(a.Timeline, a.At, child)
-	}
-	r.history = h
-	return nil
-}
-
 // lookAgain asks the server once more where its WAL ends, when that was before
 // what we hold: the archive was read behind the first answer, and another
 // receiver may have shipped more meanwhile.
@@ -273,7 +231,7 @@ func (r *Receiver) lookAgain(ctx context.Context, conn *replication.Conn, s *ser
 
 // checkContinuity makes sure that what we hold is part of the server's history
 // and not beyond it.
-func (r *Receiver) checkContinuity(s server) error {
+func (r *Receiver) checkContinuity(ctx context.Context, s server) error {
 	if r.fresh {
 		return nil
 	}
@@ -297,24 +255,26 @@ func (r *Receiver) checkContinuity(s server) error {
 	if r.pos.LSN < at {
 		return nil // the rest of the old timeline comes first
 	}
-	if r.pos.LSN > at {
-		r.log.Warn("we hold WAL that the server's new timeline does not contain: it stays on the old timeline",
-			"held", r.pos.String(), "switchpoint", at.String(), "new_timeline", uint32(r.history.Owner(at)))
-	}
-	return r.endTimeline(at, r.history.Owner(at))
+	return r.endTimeline(ctx, at, r.history.Owner(at))
 }
 
 // endTimeline closes what we hold of the current timeline, which ended at LSN
 // at, and moves every position to its child, bounded by at: beyond it nothing
 // that we hold is part of the child's history.
-func (r *Receiver) endTimeline(at segment.LSN, child segment.Timeline) error {
-	old := r.pos.Timeline
-	if err := r.finishPartial(old, at); err != nil {
+func (r *Receiver) endTimeline(ctx context.Context, at segment.LSN, child segment.Timeline) error {
+	old := r.pos
+	if held := max(old.LSN, r.heldUntil(old.Timeline)); held > at {
+		r.log.Warn("we hold WAL that the server's new timeline does not contain: it stays on the old timeline",
+			"held", segment.Position{Timeline: old.Timeline, LSN: held}.String(), "switchpoint", at.String(), "new_timeline", uint32(child))
+	}
+	if err := r.finishPartial(ctx, old.Timeline, at); err != nil {
 		return err
 	}
 	r.seg = nil
-	r.giveUpBeyond(old, at)
-	r.uploader.Switch(old, at, child)
+	if err := r.finishBeyond(ctx, old.Timeline, at); err != nil {
+		return err
+	}
+	r.uploader.Switch(old.Timeline, at, child)
 	r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}
 	r.spooled = min(r.spooled, at)
 	r.reported = min(r.reported, at)
@@ -322,46 +282,91 @@ func (r *Receiver) endTimeline(at segment.LSN, child segment.Timeline) error {
 	return nil
 }
 
+// heldUntil returns where the last WAL ends that the spool holds of a timeline.
+func (r *Receiver) heldUntil(t segment.Timeline) (end segment.LSN) {
+	for _, g := range r.spool.Segments() {
+		if g.Name().Timeline == t {
+			_, vouched := g.Vouched()
+			end = max(end, g.Written(), vouched)
+		}
+	}
+	return end
+}
+
 // finishPartial ends the old timeline's last segment in the spool, if the
 // spool has it: its bytes up to at are made durable, and go to the archive as
 // the timeline's partial.
-func (r *Receiver) finishPartial(t segment.Timeline, at segment.LSN) error {
+func (r *Receiver) finishPartial(ctx context.Context, t segment.Timeline, at segment.LSN) error {
 	if r.size.Offset(at) == 0 {
 		return nil // a boundary: the last segment is whole
 	}
-	n := r.size.Name(t, at)
+	if g, held := r.find(r.size.Name(t, at)); held {
+		return r.finish(ctx, g, at)
+	}
+	return nil
+}
+
+// finishBeyond ends the segments of a timeline that lie wholly behind its end:
+// nothing more will come for them, and they go to the archive as far as they
+// are held.
+func (r *Receiver) finishBeyond(ctx context.Context, t segment.Timeline, at segment.LSN) error {
 	for _, g := range r.spool.Segments() {
-		if g.Name() != n {
+		if g.Name().Timeline != t || g.Start() < at {
 			continue
 		}
-		if _, ended := g.Finished(); ended || g.Sealed() {
-			return nil
-		}
-		g, err := r.spool.Begin(n)
-		if err != nil {
-			return err
-		}
-		g.Advance(at) // never beyond what was written or vouched for
-		if g.Advanced() < at {
-			// Its beginning is the continuation of a record that nothing here
-			// can verify. The child's first segment repeats these bytes.
-			r.log.Warn("the last segment of the old timeline cannot be checked as far as the switchpoint: it stays in the spool", "segment", n.String(), "switchpoint", at.String())
-			g.Abandon()
-			return nil
-		}
-		if err := g.Finish(at); err != nil {
+		if err := r.finish(ctx, g, g.Start()); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// giveUpBeyond closes the open segments of a timeline that lie wholly beyond
-// its end: nothing more will come for them. Their files stay in the spool.
-func (r *Receiver) giveUpBeyond(t segment.Timeline, at segment.LSN) {
-	for _, g := range r.spool.Segments() {
-		if g.Name().Timeline == t && !g.Sealed() && g.Name().Start(r.size) >= at {
-			g.Abandon()
-		}
+// finish ends a segment whose timeline ended at an LSN, unless it is whole.
+func (r *Receiver) finish(ctx context.Context, g *spool.Segment, at segment.LSN) error {
+	if _, ended := g.Finished(); ended || g.Sealed() {
+		return nil
 	}
+	if err := r.vouchBeginning(ctx, g); err != nil {
+		return err
+	}
+	g, err := r.spool.Begin(g.Name())
+	if err != nil {
+		return &spoolError{err}
+	}
+	_, vouched := g.Vouched()
+	g.Advance(at) // never beyond what was written or vouched for
+	if g.Advanced() < at || g.Written() < vouched {
+		// Its beginning is the continuation of a record that nothing here
+		// can verify. The child's first segment repeats the bytes before at.
+		r.log.Warn("the last segment of the old timeline cannot be checked as far as the switchpoint: it stays in the spool",
+			"segment", g.Name().String(), "switchpoint", at.String())
+		g.Abandon()
+		return nil
+	}
+	if err := g.Finish(at); err != nil {
+		return &spoolError{err}
+	}
+	return nil
+}
+
+// vouchBeginning lets the segment before one of an earlier process vouch for the
+// record that goes on at its front, wherever that segment is now. Where it is
+// not to be had the front is not vouched for.
+func (r *Receiver) vouchBeginning(ctx context.Context, g *spool.Segment) error {
+	if from, to := g.Vouched(); from == g.Start() && to > from || g.Written() > g.Start() {
+		return nil
+	}
+	short, cancel := context.WithTimeout(ctx, claimPatience)
+	defer cancel()
+	before := r.spool.Before(g.Name(), r.size)
+	prev, err := r.heldSegment(short, before)
+	if err == nil {
+		_, err = g.VouchBeginning(prev)
+		err = errors.Join(err, prev.Close())
+	}
+	if err != nil && ctx.Err() == nil {
+		r.log.Debug("the beginning of a segment cannot be checked with the one before", "segment", g.Name().String(), "before", before.String(), "error", err.Error())
+		return nil
+	}
+	return err
 }

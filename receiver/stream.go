@@ -106,7 +106,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 // startFailed makes sense of a refused START_REPLICATION.
 func (r *Receiver) startFailed(ctx context.Context, err error, from segment.Position) error {
 	if end, ok := replication.IsEndOfTimeline(err); ok {
-		if switchErr := r.switchTo(end.At, end.Next); switchErr != nil {
+		if switchErr := r.switchTo(ctx, end.At, end.Next); switchErr != nil {
 			return switchErr
 		}
 		return end
@@ -676,16 +676,16 @@ func (st *streaming) timelineEnded(ctx context.Context) error {
 	if next.LSN > st.cursor {
 		return fmt.Errorf("%w: timeline %d is said to end at %s, and was sent up to %s", replication.ErrProtocol, st.s.Timeline(), next.LSN, st.cursor)
 	}
-	if err := st.r.switchTo(next.LSN, next.Timeline); err != nil {
+	if err := st.r.switchTo(ctx, next.LSN, next.Timeline); err != nil {
 		return err
 	}
-	return &replication.EndOfTimeline{Timeline: st.s.Timeline(), Next: next.Timeline, At: next.LSN}
+	return fmt.Errorf("%w: %w", errCopyDone, &replication.EndOfTimeline{Timeline: st.s.Timeline(), Next: next.Timeline, At: next.LSN})
 }
 
 // switchTo goes on behind the end of the current timeline.
-func (r *Receiver) switchTo(at segment.LSN, child segment.Timeline) error {
+func (r *Receiver) switchTo(ctx context.Context, at segment.LSN, child segment.Timeline) error {
 	r.log.Info("the timeline ended; following the server to the next", "timeline", uint32(r.pos.Timeline), "switchpoint", at.String(), "next", uint32(child))
-	if err := r.endTimeline(at, child); err != nil {
+	if err := r.endTimeline(ctx, at, child); err != nil {
 		return err
 	}
 	r.o.Events.Switched(r.pos)

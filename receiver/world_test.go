@@ -48,9 +48,12 @@ type testArchive struct {
 	segments map[segment.Name][]byte
 	partials map[segment.Name]segment.LSN
 	tails    map[segment.Name][]byte // of segments that are not whole: what their objects hold together
-	id       spool.Identity
-	down     error  // every call fails with it
-	asked    func() // runs at each claim; optional
+	beyond   map[segment.Name][]byte // of those whose timeline had ended: all that was held of them
+
+	histories map[segment.Timeline][]byte
+	id        spool.Identity
+	down      error  // every call fails with it
+	asked     func() // runs at each claim; optional
 }
 
 func (a *testArchive) Claim(_ context.Context, id spool.Identity) error {
@@ -97,6 +100,22 @@ func (a *testArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser,
 		return nil, fmt.Errorf("%s: %w", n, ErrNotArchived)
 	}
 	return io.NopCloser(bytes.NewReader(b)), nil
+}
+
+func (a *testArchive) Histories(_ context.Context, above segment.Timeline) ([]segment.History, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var all []segment.History
+	for t, content := range a.histories {
+		h, err := segment.ParseHistory(t, content)
+		if err != nil {
+			return nil, err
+		}
+		if t > above {
+			all = append(all, h)
+		}
+	}
+	return all, a.down
 }
 
 func (a *testArchive) TailEnd(_ context.Context, n segment.Name) (uint32, error) {
@@ -177,7 +196,13 @@ func (c *carrier) run(ctx context.Context) {
 
 func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
 	var b bytes.Buffer
-	if _, err := b.ReadFrom(g.Follow(ctx)); err != nil {
+	_, err := b.ReadFrom(g.Follow(ctx))
+	if errors.Is(err, spool.ErrFinished) {
+		// Its timeline ended before what was read already: once more, up to there.
+		b.Reset()
+		_, err = b.ReadFrom(g.Follow(ctx))
+	}
+	if err != nil {
 		return
 	}
 	c.mu.Lock()
@@ -193,7 +218,18 @@ func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
 	c.ar.mu.Lock()
 	end := g.End()
 	if w, ended := g.Finished(); ended {
-		c.ar.partials[g.Name()], end = w, w
+		end = w
+		if w > g.Start() {
+			c.ar.partials[g.Name()] = w
+		}
+		if to := g.Beyond(); to > w {
+			all := make([]byte, to-g.Start())
+			if err := g.ReadAt(all, g.Start()); err != nil {
+				c.ar.mu.Unlock()
+				return
+			}
+			c.ar.beyond[g.Name()] = all
+		}
 	} else {
 		c.ar.segments[g.Name()] = b.Bytes()
 	}
@@ -259,6 +295,13 @@ func (c *carrier) Switch(t segment.Timeline, at segment.LSN, child segment.Timel
 	defer c.mu.Unlock()
 	c.switches[t] = segment.Position{Timeline: child, LSN: at}
 	c.follow()
+	c.ar.mu.Lock()
+	defer c.ar.mu.Unlock()
+	for _, t := range c.sp.Histories() {
+		if content, err := c.sp.History(t); err == nil {
+			c.ar.histories[t] = content
+		}
+	}
 }
 
 func (c *carrier) Sealed() (segment.Position, bool) {
@@ -324,7 +367,8 @@ func newWorld(t *testing.T, o fakepg.Options) *world {
 	w := &world{t: t, srv: fakepg.New(o), dir: t.TempDir(), fs: disk.OS{}, log: &logBuffer{}}
 	t.Cleanup(w.srv.Close)
 	w.srv.SetSlot(slotName, mb) // a server that has kept its WAL from the beginning
-	w.archive = &testArchive{segments: map[segment.Name][]byte{}, partials: map[segment.Name]segment.LSN{}, tails: map[segment.Name][]byte{}}
+	w.archive = &testArchive{segments: map[segment.Name][]byte{}, partials: map[segment.Name]segment.LSN{}, tails: map[segment.Name][]byte{},
+		beyond: map[segment.Name][]byte{}, histories: map[segment.Timeline][]byte{}}
 	w.options = Options{Slot: slotName, ApplicationName: "walferry", Hold: 32 << 20, ShutdownGrace: 30 * time.Second}
 	return w
 }

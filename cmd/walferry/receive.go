@@ -369,7 +369,8 @@ func receiveError(err error, s receiveSettings) error {
 		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; " + s.unshipped()},
 		{receiver.ErrSetBack, exitSafety, "it was probably restored to an earlier point: archive it under another --store (and --spool), since its new WAL contradicts what is archived"},
-		{receiver.ErrDemoted, exitSafety, "it is probably an old primary that another one has replaced: connect to the current primary"},
+		{receiver.ErrDemoted, exitSafety, "it is probably an old primary that another one has replaced: connect to the current primary; " +
+			"or, where this is the right one, archive it under another --store (and --spool), since the history of the other is in this one"},
 		{receiver.ErrForked, exitSafety, "connect to the primary whose history contains this WAL, or archive this one under another --store (and --spool)"},
 		{receiver.ErrServer, exitFailed, ""},
 		{receiver.ErrSpoolFailed, exitFailed, "see what is wrong with the disk of " + s.SpoolDir + ", and start again: what is in the spool is checked then"},

@@ -1,0 +1,391 @@
+package receiver
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/walferry/walferry/replication"
+	"github.com/walferry/walferry/replication/fakepg"
+	"github.com/walferry/walferry/segment"
+)
+
+// on lets the world's receiver connect to whatever *srv is at the moment, as an
+// address does that is pointed elsewhere.
+func (w *world) on(srv **fakepg.Server) {
+	w.options.Connect = func(ctx context.Context) (*replication.Conn, error) { return connect(*srv)(ctx) }
+}
+
+// sibling is another server of the cluster, with the same log.
+func sibling(t *testing.T, w *world, o fakepg.Options) *fakepg.Server {
+	t.Helper()
+	o.WAL, o.SegmentSize = w.srv.WAL(), w.srv.WAL().Size()
+	s := fakepg.New(o)
+	t.Cleanup(s.Close)
+	return s
+}
+
+// nothingReported wants no position in what a server was told.
+func nothingReported(t *testing.T, srv *fakepg.Server) {
+	t.Helper()
+	for _, s := range srv.Statuses() {
+		if s.Write != 0 || s.Flush != 0 {
+			t.Errorf("a refused server was told a position: %+v", s)
+			return
+		}
+	}
+}
+
+// TestDemotedPrimaryIsRefused: the old primary comes back as one, in the place of
+// the one that was promoted, and has written on. Whoever holds something that
+// knows of the newer timeline refuses it.
+func TestDemotedPrimaryIsRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		sameRun   bool
+		spoolLost bool
+		atSwitch  bool // it has written nothing yet
+		standby   bool // it is none: it has not followed yet
+	}{
+		"while it runs":                    {sameRun: true},
+		"with its spool":                   {},
+		"spool lost":                       {spoolLost: true},
+		"has written nothing yet":          {atSwitch: true},
+		"spool lost, has written nothing":  {spoolLost: true, atSwitch: true},
+		"a standby":                        {standby: true},
+		"a standby, spool lost":            {standby: true, spoolLost: true},
+		"a standby, while it runs":         {standby: true, sameRun: true},
+		"a standby, has not received more": {standby: true, atSwitch: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				srv := w.srv
+				w.on(&srv)
+				at := w.srv.FillTo(3*mb + 5000)
+				old := sibling(t, w, fakepg.Options{Timeline: 1, InRecovery: c.standby})
+				old.SetSlot(slotName, mb)
+				end, result := w.start(0)
+				time.Sleep(time.Second)
+				child := w.srv.Promote(at)
+				w.srv.FillTo(6*mb + 5000)
+				time.Sleep(time.Minute)
+				settle()
+				if !c.atSwitch {
+					old.FillTo(8 * mb)
+				}
+				archived := len(w.archive.segments)
+				var err error
+				switch {
+				case c.sameRun:
+					srv = old
+					w.srv.Cut()
+					select {
+					case err = <-result:
+					case <-time.After(10 * time.Minute):
+					}
+				default:
+					if e := end(); e != nil {
+						t.Fatal(e)
+					}
+					if c.spoolLost {
+						w.dir = t.TempDir()
+					}
+					srv = old
+					end, result = w.start(0)
+					select {
+					case err = <-result:
+					case <-time.After(10 * time.Minute):
+					}
+				}
+				if c.standby {
+					if err != nil {
+						t.Errorf("Run = %v: a standby is waited for", err)
+					}
+				} else if !errors.Is(err, ErrDemoted) {
+					t.Errorf("Run = %v", err)
+				}
+				nothingReported(t, old)
+				if n := len(w.archive.segments); n != archived {
+					t.Errorf("%d segments are archived, there were %d", n, archived)
+				}
+				if got := w.checkArchive(child); got != 6*mb {
+					t.Errorf("the archive ends at %s", got)
+				}
+				_ = end()
+			})
+		})
+	}
+}
+
+// TestForkedServerIsRefused: two standbys were promoted, each to a timeline of
+// its own, and the address moves from one to the other. Nothing of the second
+// is kept, not even its history: a restore to the newest timeline would follow it.
+func TestForkedServerIsRefused(t *testing.T) {
+	for name, sameRun := range map[string]bool{"while it runs": true, "with its spool": false} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				srv := w.srv
+				w.on(&srv)
+				at := w.srv.FillTo(3*mb + 5000)
+				end, result := w.start(0)
+				time.Sleep(time.Second)
+				other := sibling(t, w, fakepg.Options{})
+				other.SetSlot(slotName, mb)
+				w.srv.Promote(at) // 2
+				other.Promote(at) // 3, of the same parent
+				w.srv.FillTo(6*mb + 5000)
+				other.FillTo(9*mb + 5000)
+				time.Sleep(time.Minute)
+				settle()
+				srv = other
+				if sameRun {
+					w.srv.Cut()
+				} else {
+					if err := end(); err != nil {
+						t.Fatal(err)
+					}
+					end, result = w.start(0)
+				}
+				var err error
+				select {
+				case err = <-result:
+				case <-time.After(10 * time.Minute):
+				}
+				settle()
+				if !errors.Is(err, ErrForked) {
+					t.Errorf("Run = %v", err)
+				}
+				nothingReported(t, other)
+				w.archive.mu.Lock()
+				if _, ok := w.archive.histories[3]; ok {
+					t.Error("the history of the server that was refused is in the archive")
+				}
+				for n := range w.archive.segments {
+					if n.Timeline == 3 {
+						t.Errorf("segment %s of the server that was refused is in the archive", n)
+					}
+				}
+				w.archive.mu.Unlock()
+				_ = end()
+			})
+		})
+	}
+}
+
+// TestTimelinesJump: the server goes from timeline 1 to 3 (2 was another's), and
+// then through two more while the receiver is away.
+func TestTimelinesJump(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		at := w.srv.FillTo(3*mb + 5000)
+		end, _ := w.start(0)
+		time.Sleep(time.Second)
+		w.srv.WAL().Fork(1, at) // 2: a clone's, elsewhere
+		if child := w.srv.Promote(at); child != 3 {
+			t.Fatalf("promoted to %d", child)
+		}
+		w.srv.FillTo(5*mb + 5000)
+		time.Sleep(time.Minute)
+		settle()
+		if got := w.checkArchive(3); got != 5*mb {
+			t.Errorf("the archive ends at %s on timeline 3", got)
+		}
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		w.srv.FillTo(6*mb + 5000)
+		w.srv.Promote(w.srv.End()) // 4
+		w.srv.FillTo(6*mb + 70000)
+		w.srv.Promote(w.srv.End()) // 5, in the same segment
+		w.srv.FillTo(9 * mb)
+		w.run(time.Minute)
+		if got := w.checkArchive(5); got != 9*mb {
+			t.Errorf("the archive ends at %s on timeline 5", got)
+		}
+		for _, t5 := range []segment.Timeline{3, 4, 5} {
+			if _, ok := w.archive.histories[t5]; !ok {
+				t.Errorf("the history of timeline %d is not in the archive", t5)
+			}
+		}
+		if _, ok := w.archive.histories[2]; ok {
+			t.Error("the archive has the history of timeline 2, which is no ancestor")
+		}
+		w.checkStatuses()
+	})
+}
+
+// TestAheadOfTheNewTimeline: what is held beyond the switchpoint stays on the old
+// timeline, with the archive's end told in words, and nothing beyond the
+// switchpoint is reported on the new one that it has not sent.
+func TestAheadOfTheNewTimeline(t *testing.T) {
+	for name, c := range map[string]struct {
+		segments segment.LSN // so much further
+		sameRun  bool
+	}{
+		"in the same segment":                {0, false},
+		"in the same segment, while it runs": {0, true},
+		"in a later one":                     {2 * mb, false},
+		"in a later one, while it runs":      {2 * mb, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				w.options.Hold = 0 // what the disk has counts
+				srv := w.srv
+				w.on(&srv)
+				at := w.srv.FillTo(3*mb + 5000)
+				ahead := w.srv.FillTo(at + c.segments + 50000)
+				standby := sibling(t, w, fakepg.Options{})
+				standby.SetSlot(slotName, mb)
+				end, _ := w.start(0)
+				time.Sleep(20 * time.Second)
+				settle()
+				if s := w.lastStatus(); s.Flush != ahead {
+					t.Fatalf("flush %s, want %s", s.Flush, ahead)
+				}
+				if !c.sameRun {
+					if err := end(); err != nil {
+						t.Fatal(err)
+					}
+				}
+				child := standby.Promote(at)
+				srv = standby
+				if c.sameRun {
+					w.srv.Cut()
+				} else {
+					w.start(0)
+				}
+				time.Sleep(20 * time.Second)
+				settle()
+				for _, s := range standby.Statuses() {
+					if s.Write > standby.End() || s.Flush > standby.End() {
+						t.Errorf("the new timeline ends at %s and was told %+v", standby.End(), s)
+					}
+				}
+				for _, want := range []string{ahead.String(), at.String(), "stays on the old timeline"} {
+					if !strings.Contains(w.log.String(), want) {
+						t.Errorf("the log does not say %q", want)
+					}
+				}
+				standby.FillTo(9 * mb)
+				time.Sleep(time.Minute)
+				settle()
+				if got := w.checkArchive(child); got != 9*mb {
+					t.Errorf("the archive ends at %s on timeline %d", got, child)
+				}
+				// What was acknowledged on the old timeline is not lost, with no
+				// help of a next start.
+				for l := segment.MinSize.Start(at); l < ahead; l += mb {
+					n := segment.MinSize.Name(1, l)
+					to := min(ahead, l+mb)
+					have := w.archive.segments[n]
+					if have == nil {
+						have = w.archive.beyond[n]
+					}
+					if want := w.srv.WAL().Bytes(1, l, to); len(have) < len(want) || !bytes.Equal(have[:len(want)], want) {
+						t.Errorf("of segment %s up to %s the archive has %d bytes", n, to, len(have))
+					}
+				}
+				if left := w.sp.Segments(); len(left) > 1 || len(left) == 1 && left[0].Name().Timeline == 1 {
+					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
+				}
+			})
+		})
+	}
+}
+
+// TestTheOldTimelinesRestIsFinishedLater: the receiver is killed when the
+// child's first whole segment was stored and the parent's partial was not. Its
+// first bytes are those of a record that began in a segment which only the
+// archive has.
+func TestTheOldTimelinesRestIsFinishedLater(t *testing.T) {
+	for name, beyond := range map[string]bool{"up to the switchpoint": false, "and beyond": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				srv := w.srv
+				w.on(&srv)
+				w.srv.FillTo(3*mb - 1000)
+				w.srv.Append(20000)
+				at := w.srv.FillTo(3*mb + 50000)
+				ahead := at
+				if beyond {
+					ahead = w.srv.FillTo(at + 50000)
+				}
+				standby := sibling(t, w, fakepg.Options{})
+				standby.SetSlot(slotName, mb)
+				end, _ := w.start(0)
+				w.carrier.stall()
+				time.Sleep(20 * time.Second)
+				child := standby.Promote(at)
+				standby.FillTo(5*mb + 5000)
+				srv = standby
+				w.srv.Cut()
+				time.Sleep(20 * time.Second)
+				settle()
+				if err := end(); err != nil {
+					t.Fatal(err)
+				}
+				for _, n := range []segment.Name{segment.MinSize.Name(1, mb), segment.MinSize.Name(1, 2*mb), segment.MinSize.Name(child, 3*mb)} {
+					if err := os.Remove(filepath.Join(w.dir, n.String())); err != nil {
+						t.Fatal(err)
+					}
+					w.archive.segments[n] = w.srv.WAL().Segment(n)
+				}
+				standby.FillTo(6*mb + 5000)
+				w.run(time.Minute)
+				if got := w.checkArchive(child); got != 6*mb {
+					t.Errorf("the archive ends at %s", got)
+				}
+				n := segment.MinSize.Name(1, at)
+				if w.archive.partials[n] != at {
+					t.Errorf("the partial ends at %s, the timeline at %s", w.archive.partials[n], at)
+				}
+				if got := n.Start(segment.MinSize) + segment.LSN(len(w.archive.beyond[n])); beyond && got != ahead {
+					t.Errorf("beyond the switchpoint the archive has it up to %s, held was up to %s", got, ahead)
+				}
+				if left := w.sp.Segments(); len(left) > 1 {
+					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
+				}
+			})
+		})
+	}
+}
+
+// TestAServerThatEndedTheStreamIsLeftAlone: behind its CopyDone it may be about
+// to stop. Nobody comes back at once, and while it refuses not again and again.
+func TestAServerThatEndedTheStreamIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		at := w.srv.FillTo(3*mb + 5000)
+		w.start(0)
+		time.Sleep(20 * time.Second)
+		settle()
+		before := len(w.srv.Startups())
+		w.srv.Promote(at)
+		settle()
+		if n := len(w.srv.Startups()); n != before {
+			t.Errorf("%d connections were made at once", n-before)
+		}
+		w.srv.Shutdown()
+		time.Sleep(time.Minute)
+		settle()
+		if n := len(w.srv.Startups()) - before; n < 1 || n > 8 {
+			t.Errorf("%d connections were made within a minute", n)
+		}
+		w.srv.Start()
+		w.srv.FillTo(5 * mb)
+		time.Sleep(2 * time.Minute)
+		settle()
+		if got := w.checkArchive(2); got != 5*mb {
+			t.Errorf("the archive ends at %s", got)
+		}
+	})
+}
