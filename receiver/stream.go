@@ -669,7 +669,10 @@ func (st *streaming) timelineEnded(ctx context.Context) error {
 	if err := st.flush(ctx); err != nil {
 		return err
 	}
-	next, err := st.s.FinishTimeline(ctx)
+	// The loop, which gives up a server that says nothing, does not turn now.
+	patient, cancel := context.WithTimeout(ctx, silence)
+	defer cancel()
+	next, err := st.s.FinishTimeline(patient)
 	if err != nil {
 		return err
 	}

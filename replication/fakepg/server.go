@@ -143,6 +143,9 @@ func (s *Server) Promote(at segment.LSN) segment.Timeline {
 	return t
 }
 
+// Follow goes on with a timeline that the log has already.
+func (s *Server) Follow(t segment.Timeline) { s.update(func() { s.timeline = t }) }
+
 // update changes the server's state and wakes everybody who waits for it.
 func (s *Server) update(f func()) {
 	s.mu.Lock()
