@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,10 +17,17 @@ import (
 	"github.com/walferry/walferry/segment"
 )
 
-// on lets the world's receiver connect to whatever *srv is at the moment, as an
-// address does that is pointed elsewhere.
-func (w *world) on(srv **fakepg.Server) {
-	w.options.Connect = func(ctx context.Context) (*replication.Conn, error) { return connect(*srv)(ctx) }
+// address leads to one server, and can be pointed to another.
+type address struct{ to atomic.Pointer[fakepg.Server] }
+
+func (a *address) point(srv *fakepg.Server) { a.to.Store(srv) }
+
+// address is what the world's receiver connects to; it leads to its server.
+func (w *world) address() *address {
+	a := &address{}
+	a.point(w.srv)
+	w.options.Connect = func(ctx context.Context) (*replication.Conn, error) { return connect(a.to.Load())(ctx) }
+	return a
 }
 
 // sibling is another server of the cluster, with the same log.
@@ -65,8 +73,7 @@ func TestDemotedPrimaryIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
-				srv := w.srv
-				w.on(&srv)
+				db := w.address()
 				at := w.srv.FillTo(3*mb + 5000)
 				old := sibling(t, w, fakepg.Options{Timeline: 1, InRecovery: c.standby})
 				old.SetSlot(slotName, mb)
@@ -83,7 +90,7 @@ func TestDemotedPrimaryIsRefused(t *testing.T) {
 				var err error
 				switch {
 				case c.sameRun:
-					srv = old
+					db.point(old)
 					w.srv.Cut()
 					select {
 					case err = <-result:
@@ -96,7 +103,7 @@ func TestDemotedPrimaryIsRefused(t *testing.T) {
 					if c.spoolLost {
 						w.dir = t.TempDir()
 					}
-					srv = old
+					db.point(old)
 					end, result = w.start(0)
 					select {
 					case err = <-result:
@@ -131,8 +138,7 @@ func TestForkedServerIsRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
-				srv := w.srv
-				w.on(&srv)
+				db := w.address()
 				at := w.srv.FillTo(3*mb + 5000)
 				end, result := w.start(0)
 				time.Sleep(time.Second)
@@ -144,7 +150,7 @@ func TestForkedServerIsRefused(t *testing.T) {
 				other.FillTo(9*mb + 5000)
 				time.Sleep(time.Minute)
 				settle()
-				srv = other
+				db.point(other)
 				if sameRun {
 					w.srv.Cut()
 				} else {
@@ -238,8 +244,7 @@ func TestAheadOfTheNewTimeline(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
 				w.options.Hold = 0 // what the disk has counts
-				srv := w.srv
-				w.on(&srv)
+				db := w.address()
 				at := w.srv.FillTo(3*mb + 5000)
 				ahead := w.srv.FillTo(at + c.segments + 50000)
 				standby := sibling(t, w, fakepg.Options{})
@@ -256,7 +261,7 @@ func TestAheadOfTheNewTimeline(t *testing.T) {
 					}
 				}
 				child := standby.Promote(at)
-				srv = standby
+				db.point(standby)
 				if c.sameRun {
 					w.srv.Cut()
 				} else {
@@ -310,8 +315,7 @@ func TestTheOldTimelinesRestIsFinishedLater(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
-				srv := w.srv
-				w.on(&srv)
+				db := w.address()
 				w.srv.FillTo(3*mb - 1000)
 				w.srv.Append(20000)
 				at := w.srv.FillTo(3*mb + 50000)
@@ -326,7 +330,7 @@ func TestTheOldTimelinesRestIsFinishedLater(t *testing.T) {
 				time.Sleep(20 * time.Second)
 				child := standby.Promote(at)
 				standby.FillTo(5*mb + 5000)
-				srv = standby
+				db.point(standby)
 				w.srv.Cut()
 				time.Sleep(20 * time.Second)
 				settle()

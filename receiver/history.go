@@ -25,6 +25,8 @@ type historyFile struct {
 // A file that says other things than the one that the spool has of that
 // timeline is a conflict at once.
 func (r *Receiver) learnHistory(ctx context.Context, conn *replication.Conn, s server) ([]historyFile, error) {
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	t := s.system.Timeline
 	if t == 1 {
 		r.history = segment.History{Timeline: 1}

@@ -21,6 +21,8 @@ func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotSt
 	if r.o.Slot == "" {
 		return slotState{exists: true}, nil // nothing is to be made
 	}
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	s, err := conn.ReadSlot(ctx, r.o.Slot)
 	if errors.Is(err, replication.ErrUnsupported) {
 		return r.readSlot14(ctx)
@@ -52,6 +54,8 @@ func (r *Receiver) readSlot14(ctx context.Context) (slotState, error) {
 
 // createSlot makes the slot with its WAL reserved, and says so.
 func (r *Receiver) createSlot(ctx context.Context, conn *replication.Conn) error {
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	err := conn.CreateSlot(ctx, r.o.Slot)
 	if errors.Is(err, replication.ErrSlotExists) {
 		r.slotSeen = true

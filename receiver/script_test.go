@@ -35,6 +35,7 @@ import (
 //	no last report, and none at a segment's end             TestTheLastReport, TestASealIsReported
 //	the first connection, or IDENTIFY_SYSTEM, fails for     TestAFirstConnectionThatFails
 //	  good
+//	a server that hangs                                     TestAServerThatDoesNotAnswer, TestSilentServerIsGivenUp
 //	WAL of another cluster is not noticed                   TestForeignClusterIsRefused
 //	partials stay behind for good                           TestAheadOfTheNewTimeline, TestTheOldTimelinesRestIsFinishedLater
 
@@ -329,4 +330,41 @@ func TestAFirstConnectionThatFails(t *testing.T) {
 			t.Errorf("the archive ends at %s", got)
 		}
 	})
+}
+
+// TestAServerThatDoesNotAnswer: it takes the connection, and hangs, or is cut off,
+// at one of the commands before the stream. It is given up for the next one,
+// to which the address leads by then.
+func TestAServerThatDoesNotAnswer(t *testing.T) {
+	for _, word := range []string{"IDENTIFY_SYSTEM", "SHOW wal_level", "TIMELINE_HISTORY", "READ_REPLICATION_SLOT", "START_REPLICATION"} {
+		t.Run(word, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				db := w.address()
+				w.srv.FillTo(3*mb + 5000)
+				w.srv.Promote(w.srv.End())
+				other := sibling(t, w, fakepg.Options{})
+				other.SetSlot(slotName, mb)
+				release := make(chan struct{})
+				defer close(release)
+				w.srv.OnCommand(func(sql string) error {
+					if strings.HasPrefix(sql, word) {
+						db.point(other)
+						<-release
+						return fakepg.ErrDrop
+					}
+					return nil
+				})
+				end, _ := w.start(0)
+				time.Sleep(10 * time.Minute)
+				settle()
+				if s := other.Statuses(); len(s) == 0 || s[len(s)-1].Write != other.End() {
+					t.Errorf("%d statuses on the other server", len(s))
+				}
+				if err := end(); err != nil {
+					t.Error(err)
+				}
+			})
+		})
+	}
 }

@@ -91,8 +91,17 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	return r.stream(ctx, conn, srv, slot.restart)
 }
 
+// answering bounds what a server is asked before its stream begins: it answers
+// all of that at once, or not at all, because it hangs, or is cut off. Then
+// another one may have taken its place.
+func answering(ctx context.Context) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(ctx, silence)
+}
+
 // inspect asks the server what it is.
 func (r *Receiver) inspect(ctx context.Context, conn *replication.Conn) (server, error) {
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	s := server{version: conn.Version(), inRecovery: conn.InRecovery()}
 	switch major := s.version.Major(); {
 	case major < 14:
@@ -217,6 +226,8 @@ func (r *Receiver) lookAgain(ctx context.Context, conn *replication.Conn, s *ser
 	if r.fresh || r.pos.Timeline < s.system.Timeline || r.pos.Timeline == s.system.Timeline && r.pos.LSN <= s.system.Flush {
 		return nil
 	}
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	now, err := conn.IdentifySystem(ctx)
 	if err != nil {
 		return err

@@ -87,7 +87,10 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 		}
 	}
 	r.tellStarting()
-	if st.s, err = conn.StartReplication(ctx, r.o.Slot, from); err != nil {
+	ask, cancel := answering(ctx)
+	st.s, err = conn.StartReplication(ask, r.o.Slot, from)
+	cancel()
+	if err != nil {
 		return r.startFailed(ctx, err, from)
 	}
 	defer func() {

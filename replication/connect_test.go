@@ -281,3 +281,40 @@ func TestConnectSQL(t *testing.T) {
 		}
 	})
 }
+
+// A host that is dead, in front of one that is not: nothing comes back from it,
+// or it takes the connection and says nothing. Each costs its connect_timeout,
+// at each attempt anew.
+func TestConnectPassesADeadHost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		live := fakepg.New(fakepg.Options{})
+		defer live.Close()
+		dial := func(ctx context.Context, network, address string) (net.Conn, error) {
+			switch {
+			case strings.HasPrefix(address, "hole:"):
+				<-ctx.Done()
+				return nil, &net.OpError{Op: "dial", Net: network, Err: ctx.Err()}
+			case strings.HasPrefix(address, "silent:"):
+				client, _ := net.Pipe()
+				return client, nil
+			}
+			return live.Dial(ctx, network, address)
+		}
+		cfg := parse(t, "sslmode=disable host=hole,silent,live target_session_attrs=read-write", dial)
+		for range 2 {
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+			conn, err := replication.Connect(ctx, cfg)
+			cancel()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if conn.String() != "live:5432 as user walferry" {
+				t.Errorf("connected to %s", conn)
+			}
+			if err := conn.Close(t.Context()); err != nil {
+				t.Error(err)
+			}
+		}
+		synctest.Wait()
+	})
+}
