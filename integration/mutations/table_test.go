@@ -207,7 +207,7 @@ func table() []mutation {
 		{
 			promise: "invariant 3", breaks: "the shipped position passes a segment that is not stored",
 			file: "uploader/uploader.go",
-			old:  "if !ok || end <= u.front.LSN {\n\t\t\treturn", new: "if _, behind := u.stored[u.size.Name(u.front.Timeline, n.End(u.size))]; !ok && behind {\n\t\t\tend, ok = n.End(u.size), true\n\t\t}\n\t\tif !ok || end <= u.front.LSN {\n\t\t\treturn",
+			old:  "if !ok || end <= u.front.LSN {", new: "if _, behind := u.stored[u.size.Name(u.front.Timeline, n.End(u.size))]; !ok && behind {\n\t\t\tend, ok = n.End(u.size), true\n\t\t}\n\t\tif !ok || end <= u.front.LSN {",
 			pkg: "uploader", run: "TestShippedIsGapless",
 		},
 		{
@@ -292,9 +292,21 @@ func table() []mutation {
 		},
 		{
 			promise: "invariant 4", breaks: "the history of a streamed timeline is not kept",
-			file: "receiver/start.go",
-			old:  "if err := r.spool.PutHistory(t, content); err != nil {", new: "if err := ctx.Err(); err != nil {",
+			file: "receiver/history.go",
+			old:  "if err := r.spool.PutHistory(f.timeline, f.content); err != nil {", new: "if err := error(nil); err != nil && f.timeline == 0 {",
 			pkg: "receiver", run: "Promotion",
+		},
+		{
+			promise: "invariant 4", breaks: "a timeline is streamed whose history is not kept",
+			file: "receiver/start.go",
+			old:  "if err := r.keepHistory(histories); err != nil {", new: "if err := ctx.Err(); err != nil && histories == nil {",
+			pkg: "receiver", run: "Promotion|Jump",
+		},
+		{
+			promise: "invariant 4", breaks: "a server that cannot give its timeline's history is streamed from",
+			file: "receiver/history.go",
+			old:  "content, err := conn.TimelineHistory(ctx, t)\n\tif err != nil {", new: "content, err := conn.TimelineHistory(ctx, t)\n\tif err != nil {\n\t\tr.history = segment.History{Timeline: t, Ancestors: []segment.Switch{{Timeline: t - 1, At: r.pos.LSN}}}\n\t\treturn nil, nil\n\t}\n\tif err != nil {",
+			pkg: "receiver", run: "TestNothingOfATimelineWithoutItsHistory",
 		},
 		{
 			promise: "invariant 4", breaks: "a history file appears in the spool before its content is durable",
@@ -309,6 +321,72 @@ func table() []mutation {
 			file: "archive/identity.go",
 			old:  "case id.SystemIdentifier != 0 && id.SystemIdentifier != want.SystemIdentifier:", new: "case id.SystemIdentifier != 0 && want.SystemIdentifier == 0:",
 			pkg: "archive", run: "TestClaim",
+		},
+		{
+			promise: "invariant 5", breaks: "the spool's histories do not speak against an old primary",
+			file: "receiver/history.go",
+			old:  `if err := checkFollowed(known, s, "the spool"); err != nil {`, new: `if err := checkFollowed(nil, s, "the spool"); err != nil && known == nil {`,
+			pkg: "receiver", run: "TestDemoted",
+		},
+		{
+			promise: "invariant 5", breaks: "the archive's histories do not speak against an old primary",
+			file: "receiver/history.go",
+			old:  `return checkFollowed(known, s, "the archive")`, new: `return checkFollowed(known[:0], s, "the archive")`,
+			pkg: "receiver", run: "TestDemoted",
+		},
+		{
+			promise: "invariant 5", breaks: "an old primary is waited for",
+			file: "receiver/start.go",
+			old:  "case r.pos.Timeline > t && s.inRecovery:", new: "case r.pos.Timeline > t:",
+			pkg: "receiver", run: "TestDemoted",
+		},
+		{
+			promise: "invariant 5", breaks: "another promoted server is followed, whatever WAL of the first the spool has",
+			file: "receiver/history.go",
+			old:  "case ancestor || g.Name().Timeline == t:", new: "case ancestor || g.Name().Timeline <= t:",
+			pkg: "receiver", run: "TestForkedServerIsRefused",
+		},
+		{
+			promise: "invariant 5", breaks: "the archive gets the history of a server that is refused",
+			file: "receiver/start.go",
+			old:  "histories, err := r.learnHistory(ctx, conn, srv)\n\tif err != nil {", new: "histories, err := r.learnHistory(ctx, conn, srv)\n\tif err == nil {\n\t\terr = r.keepHistory(histories)\n\t}\n\tif err != nil {",
+			pkg: "receiver", run: "TestForkedServerIsRefused",
+		},
+		{
+			promise: "invariant 1", breaks: "what was received beyond a switchpoint is received on the new timeline",
+			file: "receiver/start.go",
+			old:  "r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}", new: "r.pos = segment.Position{Timeline: child, LSN: r.pos.LSN}",
+			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
+		},
+		{
+			promise: "invariant 1", breaks: "what was reported beyond a switchpoint is reported on the new timeline",
+			file: "receiver/start.go",
+			old:  "r.reported = min(r.reported, at)", new: "_ = r.reported",
+			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
+		},
+		{
+			promise: "invariant 1", breaks: "what was acknowledged beyond a switchpoint leaves the spool for nowhere",
+			file: "uploader/uploader.go",
+			old:  "return u.shipBeyond(ctx, it.seg, w)", new: "return nil",
+			pkg: "uploader", run: "TestWhatLiesBeyondTheSwitchpointIsStored",
+		},
+		{
+			promise: "invariant 1", breaks: "open segments wholly behind a switchpoint never go up",
+			file: "receiver/start.go",
+			old:  "if g.Name().Timeline != t || g.Start() < at {", new: "if g.Name().Timeline != t || g.Start() > 0 {",
+			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
+		},
+		{
+			promise: "invariant 3", breaks: "a partial whose first record began in an archived segment is never finished",
+			file: "receiver/start.go",
+			old:  "_, err = g.VouchBeginning(prev)", new: "err = nil",
+			pkg: "receiver", run: "TestTheOldTimelinesRestIsFinishedLater",
+		},
+		{
+			promise: "invariant 3", breaks: "the parent's last segment is looked for whole in the archive, and a start waits for it for good",
+			file: "receiver/resume.go",
+			old:  "return r.history.Owner(n.End(r.size)-1) == n.Timeline", new: "return r.history.Owner(n.Start(r.size)) == n.Timeline",
+			pkg: "receiver", run: "TestTheOldTimelinesRestIsFinishedLater",
 		},
 		{
 			promise: "invariant 5", breaks: "a primary that was set back is waited for",
