@@ -14,6 +14,7 @@
 //	    metadata.json                the sentinel's content once more, for wal-g's listings
 //	    attempt.json                 the name is taken
 //	walferry_005/identity.json       system identifier, segment size and WAL codec
+//	walferry_005/gaps/<GAP>.json     WAL that is known to be lost: RecordedGap
 //
 // # Objects do not change
 //
@@ -30,6 +31,8 @@
 //	put a tail       before or in the middle       the chain as it was     the bytes go with the next one
 //	object           after it                      the chain, longer       put again: exists, and its name fixes the bytes
 //	renew a tail     before, in the middle, after  the object, old or new  none needed: both are the same bytes
+//	record a gap     before or in the middle       nothing                 recorded again, as it is then
+//	                 after it                      the record              recorded again: exists, and its name says all
 //	remove tails     in the middle                 fewer of them           those that supersede them came first: what
 //	                                                                       is left is removed the next time, or by a
 //	                                                                       lifecycle rule; a reader whose listing is
@@ -61,6 +64,14 @@
 // checksum of all bytes from the segment's first to its last. So the name
 // fixes the bytes, any receiver may write any of them, and a reader knows of
 // each step that it is on the way of one history: AssembleTails.
+//
+// # Gaps
+//
+// A receiver that was told to goes on behind WAL that is gone for good, and says
+// so here before it reports anything that lies behind. A gap explains why
+// segments are missing; it is honoured as far as they really are. RunEnd goes on
+// behind one, since reception does. A restore cannot: ReachFrom and Overview end
+// in front of it, as at any other hole, until a base backup lies behind.
 //
 // # What is known and what is not
 //

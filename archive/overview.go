@@ -23,12 +23,15 @@ type Overview struct {
 	HistoryErr error
 
 	// Sealed is the end of the gapless run of whole segments along History, as
-	// RunEnd finds it; Reach is up to where a restore gets: Sealed, or what an
+	// RunEnd finds it but for recorded gaps: a restore does not get over them.
+	// Reach is up to where a restore gets: Sealed, or what an
 	// unfinished segment behind it adds. Zero when there is no such WAL.
 	Sealed, Reach segment.Position
 	// Last is the newest object of the segments that Reach counts; its Key is
 	// empty when there is none.
 	Last objstore.Info
+	// Gaps are those that were recorded, by timeline and LSN.
+	Gaps []RecordedGap
 	// Behind is the newest whole segment when it lies behind a hole, out of a
 	// restore's reach: the segment at Sealed is missing, and no tail objects
 	// reach over it. Zero when there is no hole. (Workers store in any order: for
@@ -55,6 +58,9 @@ func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
 	if o.Identity, _, err = a.Recognise(ctx); err != nil {
 		return Overview{}, err
 	}
+	if o.Gaps, err = a.RecordedGaps(ctx); err != nil {
+		return Overview{}, err
+	}
 	if o.Timelines, err = a.Timelines(ctx); err != nil || len(o.Timelines) == 0 {
 		return o, err
 	}
@@ -71,11 +77,18 @@ func (a *Archive) overview(ctx context.Context) (o Overview, err error) {
 		return Overview{}, err
 	}
 	last, _, _ := walKey(key) // zero: there is none
-	end, ok, err := a.RunEnd(ctx, o.History, size, last.Start(size))
+	from, ok, err := a.runStart(ctx, o.History, size, last.Start(size))
 	if err != nil {
 		return Overview{}, err
 	}
+	var end segment.Position
 	if ok {
+		number, err := a.firstMissing(ctx, stretches(o.History, size), size, from)
+		if err != nil {
+			return Overview{}, err
+		}
+		end.LSN = segment.LSN(number * uint64(size))
+		end.Timeline = o.History.Owner(end.LSN)
 		o.Sealed, o.Reach = end, end
 		if end.LSN != 0 {
 			whole, err := a.lastWhole(ctx, o.History, size, end.LSN)

@@ -26,13 +26,15 @@ const lookBack = listPage
 // there on no segment may be missing (the package's promise to a restore), so
 // every one from there on is counted, also when it is long ago, and what lies
 // before is of no account. A base whose start segment is missing ends the run
-// right there. Without a base backup the run is the one that holds the newest
+// right there. Where what is missing lies in a recorded gap the run goes on
+// behind it. Without a base backup the run is the one that holds the newest
 // segment at or before near, or else the first one behind near; a hole is
 // seen within the last lookBack segments of it.
 //
 // near is any LSN about where the archive may end, such as the server's
-// position. It costs one listing per 1000 segments of the run, and without a
-// base a few more that grow with the logarithm of the distance to near.
+// position. It costs one listing per 1000 segments of the run, one of the gaps,
+// and without a base a few more that grow with the logarithm of the distance to
+// near.
 func (a *Archive) RunEnd(ctx context.Context, h segment.History, size segment.Size, near segment.LSN) (end segment.Position, ok bool, err error) {
 	if err := size.Check(); err != nil {
 		return segment.Position{}, false, err
@@ -41,12 +43,29 @@ func (a *Archive) RunEnd(ctx context.Context, h segment.History, size segment.Si
 	if err != nil || !ok {
 		return segment.Position{}, false, wrap("finding where the archive ends", err)
 	}
-	number, err := a.firstMissing(ctx, stretches(h, size), size, from)
+	end, err = a.runEnd(ctx, h, size, from)
+	return end, err == nil, wrap("finding where the archive ends", err)
+}
+
+// runEnd returns where the run ends that begins with the segment of that
+// number, gaps included.
+func (a *Archive) runEnd(ctx context.Context, h segment.History, size segment.Size, from uint64) (segment.Position, error) {
+	gaps, err := a.Gaps(ctx)
 	if err != nil {
-		return segment.Position{}, false, wrap("finding where the archive ends", err)
+		return segment.Position{}, err
 	}
-	lsn := segment.LSN(number * uint64(size))
-	return segment.Position{Timeline: h.Owner(lsn), LSN: lsn}, true, nil
+	for {
+		number, err := a.firstMissing(ctx, stretches(h, size), size, from)
+		if err != nil {
+			return segment.Position{}, err
+		}
+		lsn := segment.LSN(number * uint64(size))
+		behind, ok := gaps.Behind(h, size, lsn)
+		if !ok {
+			return segment.Position{Timeline: h.Owner(lsn), LSN: lsn}, nil
+		}
+		from = uint64(behind) / uint64(size)
+	}
 }
 
 // ReachFrom tells how far WAL reaches along h without a gap, from the segment

@@ -171,10 +171,10 @@ func TestRunEndCost(t *testing.T) {
 		lists int
 	}{
 		{"empty", mem.New(), 9000, 0, 8},
-		{"no base, near at the end", inner, 9000, 9000, 5},
-		{"no base, near far ahead", inner, 5_000_000, 9000, 22},
-		{"no base, near in the middle", inner, 3000, 9000, 12},
-		{"base 5095 segments ago", based, 9000, 9000, 8},
+		{"no base, near at the end", inner, 9000, 9000, 6},
+		{"no base, near far ahead", inner, 5_000_000, 9000, 23},
+		{"no base, near in the middle", inner, 3000, 9000, 13},
+		{"base 5095 segments ago", based, 9000, 9000, 9},
 	} {
 		store := count(c.store)
 		end, ok, err := New(store, Options{}).RunEnd(t.Context(), h, size, lsn(c.near))

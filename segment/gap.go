@@ -1,6 +1,7 @@
 package segment
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 )
@@ -77,6 +78,11 @@ func (g Gap) Along(h History) (part Gap, ok bool) {
 	}
 	g.Start = max(g.Start, h.BeginOf(g.Timeline))
 	return g, g.Start < g.End
+}
+
+// Compare orders gaps by timeline, then by start and end.
+func (g Gap) Compare(o Gap) int {
+	return cmp.Or(cmp.Compare(g.Timeline, o.Timeline), cmp.Compare(g.Start, o.Start), cmp.Compare(g.End, o.End))
 }
 
 // Gaps are the gaps of an archive, in any order. They may overlap.
