@@ -697,11 +697,12 @@ func (g *Segment) shut(reason error) error {
 	return g.closeFile()
 }
 
-// filling reports whether the segment is being written and not yet whole.
+// filling reports whether the segment is being written and not yet whole. One
+// that was given up is not written any more.
 func (g *Segment) filling() bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return g.state == open && g.advanced != g.End()
+	return g.state == open && g.advanced != g.End() && !g.gone
 }
 
 // whole reports whether the segment has all its bytes and is not sealed yet.
