@@ -162,7 +162,9 @@ func TestRunEndBehindGaps(t *testing.T) {
 		timeline segment.Timeline
 		from, to uint64
 	}
-	gap := func(t segment.Timeline, from, to segment.LSN) segment.Gap { return segment.Gap{Timeline: t, Start: from, End: to} }
+	gap := func(t segment.Timeline, from, to segment.LSN) segment.Gap {
+		return segment.Gap{Timeline: t, Start: from, End: to}
+	}
 	for _, c := range []struct {
 		what string
 		h    segment.History

@@ -202,6 +202,18 @@ func (c *Config) String() string {
 	return strings.Join(names, ", ") + " as user " + c.user
 }
 
+// Each returns the same settings for each of the hosts alone, whatever kind of
+// server it is: target_session_attrs does not count.
+func (c *Config) Each() []*Config {
+	var all []*Config
+	for _, h := range c.hosts {
+		n := c.only(h)
+		n.attrs = "any"
+		all = append(all, n)
+	}
+	return all
+}
+
 // only returns the same settings for one host alone.
 func (c *Config) only(h host) *Config {
 	n := *c

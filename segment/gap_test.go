@@ -71,7 +71,9 @@ func forkedAt(at segment.LSN) segment.History {
 func TestGapsBehind(t *testing.T) {
 	const size = segment.MinSize
 	one := segment.History{Timeline: 1}
-	gap := func(t segment.Timeline, from, to segment.LSN) segment.Gap { return segment.Gap{Timeline: t, Start: from, End: to} }
+	gap := func(t segment.Timeline, from, to segment.LSN) segment.Gap {
+		return segment.Gap{Timeline: t, Start: from, End: to}
+	}
 	for _, c := range []struct {
 		what    string
 		h       segment.History
