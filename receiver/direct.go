@@ -65,7 +65,7 @@ func (st *streaming) takeCommits(ctx context.Context, b *replication.Batch) (g *
 		n += len(m.Data)
 	}
 	end := st.cursor + segment.LSN(n)
-	if n == 0 || n > directBytes || end >= r.seg.End() || r.o.EndPos != 0 && end > r.o.EndPos {
+	if n == 0 || n > directBytes || end >= r.seg.End() || r.enough(end) {
 		return nil, false
 	}
 	st.batch, st.message, st.rest = b, 0, nil

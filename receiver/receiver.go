@@ -17,6 +17,8 @@
 //     they were written has returned, or after the archive has them.
 //   - Nothing is reported until everything we hold of the first segment was
 //     found equal to what the server sends.
+//   - Nothing behind a gap is reported until the archive has everything in front
+//     of it, and the record of the gap.
 //
 // # What a crash leaves
 //
@@ -29,6 +31,12 @@
 //	                          first byte of the new timeline                                           finds it ended and begins the new one
 //	slot                      after it was made, before the first  a slot that retains WAL             the next start uses it; the log line of its making names it
 //	                          status
+//	record a gap              before its record, or before all of  tail objects up to the gap; the     the next start meets the gap again; records that are there
+//	                          them, where timelines changed in it  open partial in front of it         already are success
+//	record a gap              after it, before the partial in      the record; that partial, which     the next start resumes behind the gap, and removes the
+//	                          front of the gap is gone             the archive has in tail objects     partial, or uploads what the archive lacks of it
+//	record a gap              after that, before the first byte    the record                          the next start resumes behind the gap; where the server has
+//	                          behind it, with or without a slot                                        removed more meanwhile, it meets a further gap
 package receiver
 
 import (
@@ -48,7 +56,8 @@ import (
 // Why Run stops for good. Every one of them means that going on could hide a
 // loss; a person must decide.
 var (
-	// ErrGap: the server no longer has WAL that follows what we hold.
+	// ErrGap: the server no longer has WAL that follows what we hold, nor has
+	// any other that could be asked. The error is a *GapError.
 	ErrGap = errors.New("a gap: WAL that follows what we hold is gone from the server")
 	// ErrConflict: the server sends other bytes than those we hold, at the
 	// same LSN of the same timeline.
@@ -75,8 +84,8 @@ var (
 // ErrNotArchived: the archive has no such segment.
 var ErrNotArchived = errors.New("not in the archive")
 
-// Archive is what the receiver asks of the archive: once per start, never
-// while it streams.
+// Archive is what the receiver asks of the archive: once per start, and when it
+// meets a gap; never while it streams.
 type Archive interface {
 	// Claim makes sure that the archive is this cluster's. An error that
 	// matches ErrRefused does not pass.
@@ -98,6 +107,11 @@ type Archive interface {
 	// TailSegments returns the segments of a timeline that have tail objects,
 	// ascending.
 	TailSegments(ctx context.Context, t segment.Timeline) ([]segment.Name, error)
+	// Gaps returns the recorded gaps. RunEnd goes on behind them.
+	Gaps(ctx context.Context) (segment.Gaps, error)
+	// PutGap records one, durable on return; that it is there already is
+	// success. An error that matches ErrRefused does not pass.
+	PutGap(ctx context.Context, g segment.Gap, f GapFacts) error
 }
 
 // Patch is where a segment is put together, by the places in it.
@@ -145,6 +159,14 @@ const (
 type Options struct {
 	// Connect opens a replication connection to the cluster.
 	Connect func(ctx context.Context) (*replication.Conn, error)
+	// Hosts connect to each of the hosts that the connection settings name,
+	// whatever kind of server it is: where the one that Connect chose has removed
+	// WAL that follows what we hold, another may have it. Optional.
+	Hosts []func(ctx context.Context) (*replication.Conn, error)
+	// OnGap says what to do when none has. Recorded, where it is set, is told of
+	// each gap that was recorded, before anything behind it is reported.
+	OnGap    OnGap
+	Recorded func(ctx context.Context, gap *GapError)
 	// SlotPosition asks an ordinary connection for a slot's restart_lsn: only
 	// PostgreSQL 14 needs it. ok is false when there is no such slot. Optional.
 	SlotPosition func(ctx context.Context, slot string) (restart segment.LSN, ok bool, err error)
@@ -193,17 +215,23 @@ type Receiver struct {
 	spooled  segment.LSN      // durable on this host, on pos.Timeline
 	size     segment.Size
 	system   uint64
-	history  segment.History // of the server's timeline at the last connect
-	seg      *spool.Segment  // open for writing; nil between segments
-	tail     tailPage        // of the segment before pos, when pos is a boundary
-	unsealed segment.Name    // ends at pos, durable, and was given up before its seal; asked for again
-	skipPage bool            // the server has no page before pos any more
-	reported segment.LSN     // highest flush LSN reported on pos.Timeline
-	server   segment.LSN     // highest end of WAL that the server announced
-	created  bool            // this run made the slot, and has not reported anything yet
-	slotSeen bool            // the slot was there when last used
-	toldKeep bool            // max_slot_wal_keep_size was warned of
-	unasked  bool            // pos is the spool's end, since the archive could not be asked for its own
+	// Of the server that was reached last:
+	reached    *replication.Config
+	serverName string
+	history    segment.History // of the server's timeline at the last connect
+	seg        *spool.Segment  // open for writing; nil between segments
+	tail       tailPage        // of the segment before pos, when pos is a boundary
+	unsealed   segment.Name    // ends at pos, durable, and was given up before its seal; asked for again
+	skipPage   bool            // the server has no page before pos any more
+	reported   segment.LSN     // highest flush LSN reported on pos.Timeline
+	server     segment.LSN     // highest end of WAL that the server announced
+	created    bool            // this run made the slot, and has not reported anything yet
+	slotSeen   bool            // the slot was there when last used
+	toldKeep   bool            // max_slot_wal_keep_size was warned of
+	gaps       segment.Gaps    // recorded in the archive, as it was asked last
+	gapEnd     segment.LSN     // of a recorded gap: nothing that lies before is held; 0: none is known
+	until      segment.LSN     // where the stream of another host ends, which is read without a slot; 0: there is none
+	unasked    bool            // pos is the spool's end, since the archive could not be asked for its own
 
 	fullSince time.Time // when it was last told that the spool is full
 	toldFull  bool      // and not yet that it has room again
@@ -278,6 +306,9 @@ func (r *Receiver) Run(ctx context.Context) error {
 		r.heart.expect(attemptLimit)
 		r.publish(Connecting)
 		err := r.attempt(ctx)
+		if gone := (*removedError)(nil); errors.As(err, &gone) && !errors.As(err, new(*spoolError)) {
+			err = r.meetGap(ctx, gone.err)
+		}
 		r.heart.expect(attemptLimit) // waits of patience are much shorter
 		switch {
 		case err == nil:

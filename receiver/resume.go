@@ -74,31 +74,16 @@ func (r *Receiver) createSlot(ctx context.Context, conn *replication.Conn) error
 // what we hold, before a slot is made. The connection is used up.
 func (r *Receiver) tryWithoutSlot(ctx context.Context, conn *replication.Conn) error {
 	if r.fresh {
-		return nil
+		return conn.Close(ctx)
 	}
 	from, _ := r.startPosition()
-	s, err := conn.StartReplication(ctx, "", from)
-	if errors.As(err, new(*replication.EndOfTimeline)) {
-		return nil
+	if from.LSN >= r.server {
+		return conn.Close(ctx) // the server's end: there is nothing yet that it could have removed
 	}
-	if err != nil {
+	if err := stillHas(ctx, conn, from); err != nil {
 		return r.gapOr(err, from)
 	}
-	defer func() {
-		// It was only tried.
-		_ = s.Close()
-	}()
-	// "Removed" comes after CopyBoth; data or a keepalive says that it is there.
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case b, ok := <-s.Batches():
-		if !ok {
-			return r.gapOr(s.Err(), from)
-		}
-		b.Release()
-		return nil
-	}
+	return nil
 }
 
 // replaceLost makes the slot anew after the server has invalidated it. A lost
@@ -126,8 +111,8 @@ func (r *Receiver) replaceLost(ctx context.Context) error {
 	return fmt.Errorf("the slot was made anew: %w", errNextStart)
 }
 
-// gapOr turns the server's "already been removed" into a gap, when that is
-// what it means: at the page before a boundary it only means that the server
+// gapOr turns the server's "already been removed" into a removedError, when that
+// is what it means: at the page before a boundary it only means that the server
 // does not keep the segment before any more.
 func (r *Receiver) gapOr(err error, from segment.Position) error {
 	if !errors.Is(err, replication.ErrWALRemoved) {
@@ -142,7 +127,7 @@ func (r *Receiver) gapOr(err error, from segment.Position) error {
 		r.resolved = false
 		return &archiveError{fmt.Errorf("the server has removed the WAL that follows the spool's end at %s, and whether the archive has it is not known: %w", r.pos, err)}
 	}
-	return fmt.Errorf("%w: we hold everything before %s, and the server has removed what follows: %w", ErrGap, r.pos, err)
+	return &removedError{err}
 }
 
 // errNextStart ends an attempt whose start position has to be chosen again.
@@ -158,7 +143,7 @@ func (r *Receiver) startPosition() (from segment.Position, page bool) {
 	if r.size.Offset(r.pos.LSN) != 0 {
 		return segment.Position{Timeline: r.history.Owner(r.pos.LSN), LSN: r.size.Start(r.pos.LSN)}, false
 	}
-	if r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
+	if r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.gapEnd || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
 		return segment.Position{Timeline: r.pos.Timeline, LSN: r.pos.LSN}, false
 	}
 	before := segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}
@@ -180,9 +165,6 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		return err
 	}
 	first, end, held := r.heldRun()
-	if end.LSN == first.LSN {
-		held = false // the beginning of a segment in which no record verifies
-	}
 	near := s.system.Flush
 	if held {
 		near = end.LSN
@@ -191,6 +173,10 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if err != nil {
 		return err
 	}
+	if asked && held {
+		first, end, held = r.heldRun() // the recorded gaps are known now
+	}
+	r.tellHole(end)
 	r.unasked = held && !ok && !asked
 	if asked {
 		if err := r.checkArchivesLineage(ctx, s, held); err != nil {
@@ -240,6 +226,11 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		r.pos = archived
 		r.uploader.Base(archived)
 	}
+	if asked {
+		if err := errors.Join(r.behindGap(ctx), r.settleFront(ctx)); err != nil {
+			return err
+		}
+	}
 	if err := r.settleOld(ctx); err != nil {
 		return err
 	}
@@ -267,9 +258,14 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 // do without an answer for a while (asked is false then); an empty one cannot:
 // to begin anywhere else would be a silent gap.
 func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) (p segment.Position, ok, asked bool, err error) {
+	ask := func(ctx context.Context) (err error) {
+		if r.gaps, err = r.archive.Gaps(ctx); err == nil {
+			p, ok, err = r.archive.RunEnd(ctx, r.history, r.size, near)
+		}
+		return err
+	}
 	if !held {
-		p, ok, err = r.archive.RunEnd(ctx, r.history, r.size, near)
-		if err != nil {
+		if err := ask(ctx); err != nil {
 			return p, ok, false, &archiveError{err}
 		}
 		r.asking.Over()
@@ -277,7 +273,7 @@ func (r *Receiver) archiveEnd(ctx context.Context, near segment.LSN, held bool) 
 	}
 	short, cancel := context.WithTimeout(ctx, claimPatience)
 	defer cancel()
-	p, ok, err = r.archive.RunEnd(short, r.history, r.size, near)
+	err = ask(short)
 	if err != nil && !Final(err) && ctx.Err() == nil {
 		r.log.Warn("the archive cannot be asked where it ends; going on from the end of the spool", "error", err.Error())
 		return segment.Position{}, false, false, nil
@@ -443,7 +439,7 @@ func (r *Receiver) beginAt(lsn segment.LSN) {
 // and counts only then: see Uploader.Base.)
 func (r *Receiver) coversHeld(ctx context.Context, archived segment.Position) (bool, error) {
 	for _, g := range r.held {
-		if g.Sealed() || g.End() > archived.LSN || !r.along(g.Name()) {
+		if g.Sealed() || g.End() > archived.LSN || !r.along(g.Name()) || r.inGap(g.Name()) {
 			continue
 		}
 		has, err := r.archiveHas(ctx, g.Name())
@@ -493,9 +489,11 @@ func (r *Receiver) archiveHas(ctx context.Context, n segment.Name) (bool, error)
 	return true, nil
 }
 
-// heldRun returns where the spool's gapless run begins and ends; held is false
-// when the spool has no WAL. Ends are those of whole records: what lies behind
-// the last record that verifies may be torn.
+// heldRun returns where the spool's gapless run begins and ends, behind the last
+// recorded gap that it holds both sides of; held is false when the spool has no
+// WAL, but for the beginning of a segment in which no record verifies. Ends are
+// those of whole records: what lies behind the last record that verifies may be
+// torn.
 func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
 	unsealed := false
 	for _, g := range r.held {
@@ -503,6 +501,9 @@ func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
 			continue
 		}
 		start, stop := r.heldRange(g)
+		if next, gap := r.gaps.Behind(r.history, r.size, end.LSN); held && gap && start.LSN == next {
+			unsealed, held = false, false // the run is the one behind the gap
+		}
 		if unsealed {
 			// What follows a segment that was not sealed is compared when it
 			// comes again: the stream begins with that one, and seals it.
@@ -515,13 +516,27 @@ func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
 			continue
 		}
 		if start.LSN > end.LSN {
-			r.log.Warn("the spool has a hole; what lies behind it is compared when it comes again",
-				"hole_begins", end.String(), "hole_ends", start.String())
 			break
 		}
 		end = stop
 	}
-	return first, end, held
+	return first, end, held && end.LSN != first.LSN
+}
+
+// tellHole says where the spool's run has a hole behind it, if it has: segments
+// that lie behind the one in which the run ends, and behind the next.
+func (r *Receiver) tellHole(end segment.Position) {
+	if end.LSN == 0 {
+		return
+	}
+	next := r.size.Start(end.LSN-1) + segment.LSN(r.size)
+	for _, g := range r.held {
+		if g.Start() > next && r.history.Contains(segment.Position{Timeline: g.Name().Timeline, LSN: g.Start()}) {
+			r.log.Warn("the spool has a hole; what lies behind it is compared when it comes again",
+				"hole_begins", end.String(), "hole_ends", g.Start().String())
+			return
+		}
+	}
 }
 
 // heldRange returns the range of a held segment as positions.
@@ -563,7 +578,7 @@ func (r *Receiver) childHeld(t segment.Timeline) bool {
 func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) error {
 	for _, g := range r.held {
 		n := g.Name()
-		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || !r.along(n) {
+		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || !r.along(n) || r.inGap(n) {
 			continue
 		}
 		body, err := r.archive.Segment(ctx, n)

@@ -47,6 +47,7 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	r.reached, r.serverName = conn.Config(), conn.String()
 	r.publishServer(conn.String(), srv)
 	if err := r.admit(ctx, srv); err != nil {
 		return err
@@ -81,9 +82,11 @@ func (r *Receiver) attempt(ctx context.Context) error {
 		if err := r.tryWithoutSlot(ctx, conn); err != nil {
 			return err
 		}
-		if conn, err = r.o.Connect(ctx); err != nil {
+		again, err := r.o.Connect(ctx)
+		if err != nil {
 			return err
 		}
+		conn = again
 		if err := r.createSlot(ctx, conn); err != nil {
 			return err
 		}

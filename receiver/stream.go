@@ -87,8 +87,12 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 		}
 	}
 	r.tellStarting()
+	slot := r.o.Slot
+	if r.until != 0 {
+		slot = ""
+	}
 	ask, cancel := answering(ctx)
-	st.s, err = conn.StartReplication(ask, r.o.Slot, from)
+	st.s, err = conn.StartReplication(ask, slot, from)
 	cancel()
 	if err != nil {
 		return r.startFailed(ctx, err, from)
@@ -97,7 +101,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 		// Everything that matters was said before; the connection may be gone.
 		_ = st.s.Close()
 	}()
-	r.slotSeen = true
+	r.slotSeen = r.slotSeen || slot != ""
 	st.name = conn.String()
 	st.kick = make(chan struct{}, 1)
 	st.disk = startSyncer()
@@ -250,7 +254,7 @@ func (st *streaming) consume(ctx context.Context) (done bool, err error) {
 				}
 			}
 			st.rest = nil
-			if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos && st.cursor >= r.pos.LSN {
+			if st.cursor >= r.pos.LSN && r.enough(r.pos.LSN) {
 				return true, st.stop(ctx)
 			}
 		}

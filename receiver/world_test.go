@@ -47,6 +47,8 @@ type testArchive struct {
 	mu       sync.Mutex
 	segments map[segment.Name][]byte
 	partials map[segment.Name]segment.LSN
+	gaps     segment.Gaps
+	noGap    func(segment.Gap) error // what PutGap says; optional
 	tails    map[segment.Name][]byte // of segments that are not whole: what their objects hold together
 	beyond   map[segment.Name][]byte // of those whose timeline had ended: all that was held of them
 
@@ -86,7 +88,34 @@ func (a *testArchive) RunEnd(_ context.Context, h segment.History, size segment.
 			end = p
 		}
 	}
+	if behind, ok := a.gaps.Behind(h, size, end.LSN); ok && end.LSN != 0 {
+		end = segment.Position{Timeline: h.Owner(behind), LSN: behind}
+	}
 	return end, end.LSN != 0, nil
+}
+
+func (a *testArchive) Gaps(context.Context) (segment.Gaps, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return slices.Clone(a.gaps), a.down
+}
+
+func (a *testArchive) PutGap(_ context.Context, g segment.Gap, f GapFacts) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	err := a.down
+	if err == nil && a.noGap != nil {
+		err = a.noGap(g)
+	}
+	switch {
+	case err != nil:
+		return err
+	case f.SystemIdentifier != a.id.SystemIdentifier || f.Slot == "" || f.Reason == "":
+		return fmt.Errorf("the facts are %+v", f)
+	case !slices.Contains(a.gaps, g):
+		a.gaps = append(a.gaps, g)
+	}
+	return nil
 }
 
 func (a *testArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser, error) {
@@ -337,10 +366,9 @@ func (c *carrier) Offer(g *spool.Segment, to segment.LSN, hurry bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	o := offered{g, to, hurry}
-	if n := len(c.offers); n > 0 && c.offers[n-1] == o {
-		return
+	if n := len(c.offers); n == 0 || c.offers[n-1] != o {
+		c.offers = append(c.offers, o)
 	}
-	c.offers = append(c.offers, o)
 	if !c.tailing || c.stalled != nil || to <= max(g.Start(), c.tails[g.Name()]) {
 		return
 	}

@@ -55,6 +55,21 @@ type backupInfo struct {
 	WALMissing  *string `json:"wal_missing"` // the first segment that is missing
 	// RestorableTo is the end of the recovery window, which begins at stop.
 	RestorableTo *backupPosition `json:"restorable_to"`
+	// Gap is the recorded gap at which the window ends; null: at none.
+	Gap *backupGap `json:"gap"`
+
+	stop, reach segment.Position // Stop and RestorableTo; zero where these are null
+}
+
+// backupGap is WAL that a receiver recorded as lost for good.
+type backupGap struct {
+	Timeline uint32 `json:"timeline"`
+	Start    string `json:"start"` // the first LSN that is missing
+	End      string `json:"end"`   // where WAL goes on
+}
+
+func (g backupGap) String() string {
+	return fmt.Sprintf("%s to %s on timeline %d", g.Start, g.End, g.Timeline)
 }
 
 type backupPosition struct {
@@ -141,6 +156,9 @@ func askBackups(ctx context.Context, ar *archive.Archive) (backupList, error) {
 		return list, err
 	}
 	reaches := &reaches{ar: ar, size: id.SegmentSize}
+	if reaches.gaps, err = ar.Gaps(ctx); err != nil {
+		return list, err
+	}
 	for _, b := range all {
 		info, err := describeBackup(ctx, b, reaches)
 		if err != nil {
@@ -159,6 +177,7 @@ func askBackups(ctx context.Context, ar *archive.Archive) (backupList, error) {
 type reaches struct {
 	ar        *archive.Archive
 	size      segment.Size // zero: nothing in the archive says it
+	gaps      segment.Gaps // recorded ones
 	histories map[segment.Timeline]segment.History
 
 	known         bool // of the run that was looked at last:
@@ -228,7 +247,7 @@ func describeBackup(ctx context.Context, b archive.Backup, r *reaches) (backupIn
 		return info, nil
 	}
 	s := b.Sentinel
-	info.Start, info.Stop = newBackupPosition(b.Start), newBackupPosition(b.Stop)
+	info.Start, info.Stop, info.stop = newBackupPosition(b.Start), newBackupPosition(b.Stop), b.Stop
 	if !s.StartTime.IsZero() {
 		info.Started = new(s.StartTime.UTC().Format(time.RFC3339))
 	}
@@ -287,13 +306,28 @@ func (r *reaches) window(ctx context.Context, b archive.Backup, info *backupInfo
 	switch {
 	case enough:
 		info.WALComplete, info.WALSealed = new(true), new(sealed.LSN >= b.Stop.LSN)
-		info.RestorableTo = newBackupPosition(reach)
+		info.RestorableTo, info.reach = newBackupPosition(reach), reach
+		info.Gap = r.gapAt(reach)
 	case info.WALIncluded:
 		info.WALComplete, info.WALSealed = new(true), new(true) // its own, as files
-		info.RestorableTo = info.Stop
+		info.RestorableTo, info.reach = info.Stop, b.Stop
 	case known:
 		info.WALComplete, info.WALSealed = new(false), new(false)
 		info.WALMissing = new(r.missing(reach))
+	}
+	return nil
+}
+
+// gapAt returns the recorded gap at which WAL ends, in the segment in which it
+// does, along the history that was looked at last.
+func (r *reaches) gapAt(reach segment.Position) *backupGap {
+	if r.size.Check() != nil {
+		return nil
+	}
+	for _, g := range r.gaps.Along(r.history) {
+		if g.Start <= r.size.Start(reach.LSN)+segment.LSN(r.size)-1 && reach.LSN < g.End {
+			return &backupGap{uint32(g.Timeline), g.Start.String(), g.End.String()}
+		}
 	}
 	return nil
 }

@@ -48,6 +48,9 @@ func (b backupInfo) remarks() []string {
 	case b.WALSealed != nil && !*b.WALSealed:
 		add("its WAL ends in tail objects so far: wal-g cannot use it yet")
 	}
+	if b.Gap != nil {
+		add("WAL ends at a recorded gap: %s", *b.Gap)
+	}
 	if b.FactsError != nil {
 		add("its walferry.json CANNOT BE READ: %s", *b.FactsError)
 	}

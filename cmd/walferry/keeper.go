@@ -24,6 +24,10 @@ func (noArchive) Segment(_ context.Context, n segment.Name) (io.ReadCloser, erro
 	return nil, fmt.Errorf("%s: %w", n, receiver.ErrNotArchived)
 }
 
+func (noArchive) Histories(context.Context, segment.Timeline) ([]segment.History, error) {
+	return nil, nil
+}
+
 func (noArchive) TailEnd(context.Context, segment.Name) (uint32, error) { return 0, nil }
 
 func (noArchive) AssembleTails(context.Context, segment.Name, segment.Size, receiver.Patch) (uint32, error) {
@@ -32,6 +36,12 @@ func (noArchive) AssembleTails(context.Context, segment.Name, segment.Size, rece
 
 func (noArchive) TailSegments(context.Context, segment.Timeline) ([]segment.Name, error) {
 	return nil, nil
+}
+
+func (noArchive) Gaps(context.Context) (segment.Gaps, error) { return nil, nil }
+
+func (noArchive) PutGap(_ context.Context, g segment.Gap, _ receiver.GapFacts) error {
+	return fmt.Errorf("%w: there is no archive to record %s in", receiver.ErrRefused, g)
 }
 
 // keeper is the uploader of a spool whose directory is the archive: it ships

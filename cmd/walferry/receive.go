@@ -41,6 +41,7 @@ type receiveSettings struct {
 	Synchronous   receiver.Synchronous
 	ShipInterval  time.Duration // 0: no tail objects but for commits that wait
 	Hold          int64         // bytes; 0: no hold
+	OnGap         receiver.OnGap
 	Compress      codec.Method
 	CompressGiven bool // else the archive's own codec wins
 	ShutdownGrace time.Duration
@@ -52,7 +53,7 @@ type receiveSettings struct {
 
 // receiveCommand is "walferry receive".
 func receiveCommand(p *program) *cli.Command {
-	flags := settingFlags("slot", "spool", "spool-limit", "memory", "ack", "hold", "synchronous", "ship-interval", "compress", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
+	flags := settingFlags("slot", "spool", "spool-limit", "memory", "ack", "hold", "synchronous", "ship-interval", "compress", "on-gap", "shutdown-grace", "endpos", "no-loop", "store", "single-receiver")
 	flags = append(flags, connectionFlags()...)
 	flags = append(flags, settingFlags("dbname")...)
 	return &cli.Command{
@@ -108,6 +109,9 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	}
 	if c.set.Text("ack") == "archive" {
 		s.Ack = receiver.AckArchive
+	}
+	if c.set.Text("on-gap") == "record" {
+		s.OnGap = receiver.RecordGap
 	}
 	if s.SpoolDir == noSpool {
 		s.Ack, s.Hold = receiver.AckArchive, 0
@@ -181,6 +185,10 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 		SlotPosition: func(ctx context.Context, slot string) (segment.LSN, bool, error) {
 			return slotPosition(ctx, s.Server, s.Database, slot)
 		},
+		Hosts: eachHost(s.Server), OnGap: s.OnGap,
+		Recorded: func(ctx context.Context, gap *receiver.GapError) {
+			s.Log.Warn("what the gap cuts: " + cutByGap(ctx, ar, gap))
+		},
 		Slot: s.Slot, ApplicationName: s.Server.ApplicationName(),
 		EndPos: s.EndPos, NoLoop: s.NoLoop, Ack: s.Ack, Synchronous: s.Synchronous, NoSpool: s.SpoolDir == noSpool, Hold: s.Hold,
 		ShutdownGrace: s.ShutdownGrace, WatchInterval: watchInterval, Log: s.Log,
@@ -202,6 +210,9 @@ func runReceive(ctx context.Context, s receiveSettings, manager *notify.Notifier
 		})
 	})
 	sayGoodbye(s, rec.Summary(), up)
+	if gap := (*receiver.GapError)(nil); errors.As(err, &gap) {
+		return gapError(ctx, err, gap, ar)
+	}
 	return receiveError(err, s)
 }
 
@@ -241,7 +252,7 @@ func join(ctx context.Context, rec *receiver.Receiver, up shipper, log *slog.Log
 			err = nil // told to stop while waiting
 		}
 	}
-	if ctx.Err() != nil && err == nil && !up.Failing() {
+	if (ctx.Err() != nil && err == nil || errors.Is(err, receiver.ErrGap)) && !up.Failing() {
 		// What is in the spool goes up with the next start, too.
 		last, done := context.WithTimeout(shipping, lastTail)
 		if err := up.Drain(last); err != nil {
@@ -321,6 +332,17 @@ func (v archiveView) AssembleTails(ctx context.Context, n segment.Name, size seg
 	return end, err
 }
 
+// PutGap records a gap.
+func (v archiveView) PutGap(ctx context.Context, g segment.Gap, f receiver.GapFacts) error {
+	err := v.Archive.PutGap(ctx, archive.RecordedGap{
+		Gap: g, RecordedAt: time.Now(), Reason: f.Reason, Slot: f.Slot, SystemIdentifier: f.SystemIdentifier,
+	})
+	if errors.Is(err, archive.ErrConflict) {
+		return fmt.Errorf("%w: %w", receiver.ErrRefused, err)
+	}
+	return err
+}
+
 // slotPosition asks an ordinary connection where a slot is.
 func slotPosition(ctx context.Context, config *replication.Config, dbname, slot string) (lsn segment.LSN, ok bool, err error) {
 	conn, err := replication.ConnectSQL(ctx, config, dbname)
@@ -364,7 +386,6 @@ func receiveError(err error, s receiveSettings) error {
 		{segment.ErrForeignCluster, exitSafety, "one archive and one spool belong to one cluster: give this cluster a --store and a --spool of its own, or see whether -h and -p name the right server"},
 		{archive.ErrUnrecognised, exitSafety, "nothing there says whose WAL it is: give walferry an empty prefix, or one with a WAL-G backup of this cluster"},
 		{archive.ErrIdentity, exitSafety, "walferry_005/identity.json cannot be read by this version: use the walferry that wrote it, or another --store"},
-		{receiver.ErrGap, exitSafety, "put the missing segments into the archive if anybody has them (an archive_command's directory, a standby's pg_wal), or begin a new archive with another --store and another --spool, and take a base backup; the old archive restores up to where it ends"},
 		{receiver.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{spool.ErrConflict, exitSafety, "the server was set back to an earlier state, or is another copy of the cluster: archive it under another --store (and --spool)"},
 		{archive.ErrConflict, exitSafety, "two clusters, or two histories of one, write to this archive: give one of them another --store; " + s.unshipped()},

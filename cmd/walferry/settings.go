@@ -57,6 +57,7 @@ func settingTable() []setting {
 		{s{Name: "synchronous", Default: "auto", Check: checkSynchronous}, "", "auto|on|off", "whether commits wait for us: auto asks the server's synchronous_standby_names", ""},
 		{s{Name: "ship-interval", Default: "1s", Check: settings.CheckDuration}, "", "TIME", "how often what is new in the unfinished segment goes to the archive; 0 is off", ""},
 		{s{Name: "compress", Default: "lz4", Check: checkAnyCompress}, "", "METHOD[:LEVEL]", "lz4, zstd or none", ""},
+		{s{Name: "on-gap", Default: "stop", Check: oneOf("stop", "record")}, "", "stop|record", "when WAL that follows what we hold is gone for good: stop, or record that in the archive and go on behind it", ""},
 		{s{Name: "shutdown-grace", Default: "30s", Check: settings.CheckDuration}, "", "TIME", "how long a stopping server may wait for us", ""},
 		{s{Name: "endpos", Check: checkLSN}, "", "LSN", "stop when everything up to it was received", ""},
 		{s{Name: "no-loop", Bool: true}, "n", "", "do not connect again after a failure", ""},
