@@ -76,7 +76,7 @@ func (a *Archive) putGap(ctx context.Context, g RecordedGap) error {
 	if !errors.Is(err, objstore.ErrExists) {
 		return wrap("storing "+key, err)
 	}
-	stored, err := a.readGap(ctx, g.Gap)
+	stored, err := a.ReadGap(ctx, g.Gap)
 	if err != nil {
 		return err
 	}
@@ -111,7 +111,7 @@ func (a *Archive) RecordedGaps(ctx context.Context) ([]RecordedGap, error) {
 	}
 	var all []RecordedGap
 	for _, g := range slices.SortedFunc(slices.Values(names), segment.Gap.Compare) {
-		found, err := a.readGap(ctx, g)
+		found, err := a.ReadGap(ctx, g)
 		if errors.Is(err, ErrNotFound) {
 			continue // removed by hand since
 		}
@@ -123,8 +123,10 @@ func (a *Archive) RecordedGaps(ctx context.Context) ([]RecordedGap, error) {
 	return all, nil
 }
 
-// readGap reads one. An object that cannot be understood is no error of it.
-func (a *Archive) readGap(ctx context.Context, g segment.Gap) (RecordedGap, error) {
+// ReadGap reads the record of a gap that Gaps returned: one GET. An object that
+// cannot be understood is no error of it, but RecordedGap.Err. ErrNotFound: it is
+// there no more.
+func (a *Archive) ReadGap(ctx context.Context, g segment.Gap) (RecordedGap, error) {
 	content, err := a.readWhole(ctx, gapKey(g), maxGap)
 	if err != nil {
 		return RecordedGap{}, err

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/archive"
 	"github.com/walferry/walferry/archive/codec"
@@ -191,6 +192,22 @@ func (a *fakeArchive) NextTail(ctx context.Context, after segment.Name) (segment
 		return segment.Name{}, false, err
 	}
 	return a.Archive.NextTail(ctx, after)
+}
+
+func (a *fakeArchive) Gaps(ctx context.Context) (segment.Gaps, error) {
+	if err := a.call("Gaps"); err != nil {
+		return nil, err
+	}
+	return a.Archive.Gaps(ctx)
+}
+
+// gap records one.
+func (a *fakeArchive) gap(t segment.Timeline, start, end segment.LSN) {
+	a.t.Helper()
+	g := archive.RecordedGap{Gap: segment.Gap{Timeline: t, Start: start, End: end}, RecordedAt: time.Unix(1_795_000_000, 0), SystemIdentifier: testSystem}
+	if err := a.PutGap(context.Background(), g); err != nil {
+		a.t.Fatal(err)
+	}
 }
 
 func (a *fakeArchive) Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error) {

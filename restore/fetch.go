@@ -42,6 +42,9 @@ type Archive interface {
 	NextSegment(ctx context.Context, after segment.Name) (segment.Name, bool, error)
 	// NextTail is NextSegment of those that have tail objects.
 	NextTail(ctx context.Context, after segment.Name) (segment.Name, bool, error)
+	// Gaps lists the recorded gaps, and ReadGap reads one.
+	Gaps(ctx context.Context) (segment.Gaps, error)
+	ReadGap(ctx context.Context, g segment.Gap) (archive.RecordedGap, error)
 	// Tails lists a segment's tail objects.
 	Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error)
 	// AssembleTails puts a segment's first bytes together from its tail objects.
@@ -248,12 +251,37 @@ func (f *Fetcher) attempt(ctx context.Context, w wanted, target string) error {
 		case own:
 			return fmt.Errorf("%w %s, and whole in pg_wal, where the server takes it from", ErrAbsent, f.archive)
 		}
+		err = f.explainGap(ctx, w.segment, err)
 	}
 	if errors.Is(err, ErrHole) && f.o.StopAtGap {
 		f.log.Warn(fmt.Sprintf("%s: %v; taken for the end of the archive (--stop-at-gap)", w, err))
 		return fmt.Errorf("%w: %w", ErrAbsent, err)
 	}
 	return err
+}
+
+// explainGap adds to a hole that a receiver has recorded it, and when, where one
+// has: then nobody need look for the WAL.
+func (f *Fetcher) explainGap(ctx context.Context, n segment.Name, hole error) error {
+	id, err := f.archive.Identity(ctx)
+	if err != nil || id.SegmentSize.Check() != nil || n.Check(id.SegmentSize) != nil {
+		return hole
+	}
+	gaps, err := f.archive.Gaps(ctx)
+	if err != nil {
+		return hole
+	}
+	for _, g := range gaps {
+		if !g.Touches(n, id.SegmentSize) {
+			continue
+		}
+		when := ""
+		if recorded, err := f.archive.ReadGap(ctx, g); err == nil && recorded.Err == nil {
+			when = " at " + recorded.RecordedAt.UTC().Format(time.RFC3339)
+		}
+		return fmt.Errorf("%w: WAL from %s is lost, as was recorded%s", hole, g, when)
+	}
+	return hole
 }
 
 func (f *Fetcher) takesUnsealed(w wanted) bool { return !w.isHistory() && !f.o.SealedOnly }

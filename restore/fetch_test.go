@@ -109,6 +109,47 @@ func TestOutcomes(t *testing.T) {
 			set: func(f *fixture) { f.archive.mute = true }},
 		{what: "a hole", want: failed, says: name(1, 6).String(),
 			set: func(f *fixture) { f.put(name(1, 6).String()+".lz4", nil) }},
+		{what: "a recorded gap", want: failed, says: "WAL from 0/500000 to 0/600000 on timeline 1 is lost, as was recorded at 2026-11-18T11:06:40Z",
+			set: func(f *fixture) {
+				f.put(name(1, 6).String()+".lz4", nil)
+				f.archive.gap(1, 0x500000, 0x600000)
+			}},
+		{what: "a recorded gap, with nothing behind it yet", want: failed, says: "is lost, as was recorded at",
+			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil); f.archive.gap(1, 0x480000, 0x900000) }},
+		{what: "in front of a recorded gap, with nothing behind it yet", want: failed, says: "hole",
+			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil); f.archive.gap(1, 0x680000, 0x900000) }},
+		{what: "a recorded gap that is wanted as the end", want: absent, once: true,
+			set: func(f *fixture) {
+				f.put(name(1, 4).String()+".lz4", nil)
+				f.archive.gap(1, 0x480000, 0x900000)
+				f.options.StopAtGap = true
+			}},
+		{what: "a segment that turned up in a recorded gap", want: delivered,
+			set: func(f *fixture) {
+				f.put(seg.String()+".lz4", wal(seg, int(testSize)))
+				f.archive.gap(1, 0x480000, 0x900000)
+			}},
+		{what: "behind a recorded gap", want: absent, once: true,
+			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil); f.archive.gap(1, 0x380000, 0x500000) }},
+		{what: "another timeline's recorded gap", want: absent, once: true,
+			set: func(f *fixture) { f.put(name(1, 4).String()+".lz4", nil); f.archive.gap(2, 0x480000, 0x900000) }},
+		{what: "a recorded gap behind the fork", want: absent, once: true,
+			set: func(f *fixture) {
+				f.put(name(1, 4).String()+".lz4", nil)
+				f.write("pg_wal/00000002.history", historyOf("1:0/580000"))
+				f.archive.gap(1, 0x680000, 0x900000)
+			}},
+		{what: "a recorded gap of the heir", want: failed, says: "hole",
+			set: func(f *fixture) {
+				f.put(name(1, 4).String()+".lz4", nil)
+				f.write("pg_wal/00000002.history", historyOf("1:0/680000"))
+				f.archive.gap(2, 0x680000, 0x900000)
+			}},
+		{what: "a refused listing of the recorded gaps", want: failed, says: "access denied",
+			set: func(f *fixture) {
+				f.put(name(1, 4).String()+".lz4", nil)
+				f.archive.fail["Gaps"] = objstore.ErrDenied
+			}},
 		{what: "a hole in the archive alone: the server has the segment, from its base backup", want: absent, once: true,
 			set: func(f *fixture) {
 				f.put(name(1, 6).String()+".lz4", nil)

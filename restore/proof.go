@@ -142,8 +142,8 @@ func (p *proof) nothingBehind(ctx context.Context, size segment.Size) error {
 // behind looks for WAL that follows the wanted segment: on the same timeline,
 // but for what lies behind the switchpoint at which the recovery leaves it,
 // and, where the timeline went on for longer than that segment, on its heirs.
-// Tail objects count where they would have been delivered, too. size is zero
-// when unknown.
+// Tail objects count where they would have been delivered, too, and so do
+// recorded gaps, behind which the server had WAL. size is zero when unknown.
 func (p *proof) behind(ctx context.Context, size segment.Size) (next segment.Name, found bool, err error) {
 	n := p.wanted.segment
 	first, last, ended := p.cluster.end(n.Timeline)
@@ -174,6 +174,27 @@ func (p *proof) behind(ctx context.Context, size segment.Size) (next segment.Nam
 			if err != nil || found {
 				return next, found, err
 			}
+		}
+	}
+	if size == 0 {
+		return segment.Name{}, false, nil
+	}
+	return p.behindGap(ctx, size, last, ended, heirs)
+}
+
+// behindGap looks for a recorded gap in which the wanted segment lies, or that
+// lies behind it: the server had WAL behind it, though the archive may have none
+// yet. It is sought where WAL is.
+func (p *proof) behindGap(ctx context.Context, size segment.Size, last segment.LSN, ended bool, heirs []segment.Timeline) (next segment.Name, found bool, err error) {
+	gaps, err := p.archive.Gaps(ctx)
+	if err != nil {
+		return segment.Name{}, false, fmt.Errorf("looking for recorded gaps in %s: %w", p.archive, err)
+	}
+	n := p.wanted.segment
+	for _, g := range gaps {
+		own := g.Timeline == n.Timeline && g.End > n.Start(size) && (!ended || g.Start < last)
+		if own || slices.Contains(heirs, g.Timeline) {
+			return size.Name(g.Timeline, g.End), true, nil
 		}
 	}
 	return segment.Name{}, false, nil

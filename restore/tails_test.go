@@ -206,6 +206,15 @@ func TestTails(t *testing.T) {
 			chain(f, page)
 			f.archive.tail(name(1, 7), full, 0, page)
 		}},
+		{what: "it ends at a recorded gap", want: outcome{255, 0}, standby: page, says: "WAL from 0/502000 to 0/900000 on timeline 1 is lost", set: func(f *fixture) {
+			chain(f, page)
+			f.archive.gap(1, 0x502000, 0x900000)
+		}},
+		{what: "it ends at a recorded gap, and the end is wanted", want: delivered, used: page, set: func(f *fixture) {
+			chain(f, page)
+			f.archive.gap(1, 0x502000, 0x900000)
+			f.options.StopAtGap = true
+		}},
 		{what: "a later segment has some, and the end is wanted", want: delivered, used: page, set: func(f *fixture) {
 			chain(f, page)
 			f.archive.tail(name(1, 7), full, 0, page)
