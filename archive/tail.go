@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"iter"
 	"strconv"
 	"strings"
@@ -104,6 +105,34 @@ func (t StoredTail) storedKey() string { return tailDir + t.String() + t.Ext }
 // DeleteStoredTail is DeleteTail of an object that a listing showed.
 func (a *Archive) DeleteStoredTail(ctx context.Context, t StoredTail) error {
 	return wrap("removing tail object "+t.String(), a.store.Delete(ctx, t.storedKey()))
+}
+
+// Buffer takes an object's bytes, and is then its body.
+type Buffer interface {
+	objstore.Body
+	io.Writer
+}
+
+// RenewStoredTail is RenewTail of an object that a listing showed, with the very
+// bytes that are there, which pass through an empty buffer. One that is there no
+// more is no error.
+func (a *Archive) RenewStoredTail(ctx context.Context, t StoredTail, through Buffer) error {
+	return wrap("renewing tail object "+t.String(), a.renewStoredTail(ctx, t, through))
+}
+
+func (a *Archive) renewStoredTail(ctx context.Context, t StoredTail, through Buffer) error {
+	body, _, err := a.store.Get(ctx, t.storedKey())
+	if errors.Is(err, objstore.ErrNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer discard(body)
+	if _, err := io.Copy(through, body); err != nil {
+		return err
+	}
+	return a.store.Put(ctx, t.storedKey(), through)
 }
 
 // Tails lists the tail objects of a segment in bytewise order of their keys:

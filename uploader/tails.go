@@ -647,14 +647,91 @@ func (u *Uploader) sweepTails(ctx context.Context) {
 			u.log.Debug("old tail objects were not looked for", "error", err.Error())
 			return
 		}
-		u.mu.Lock()
 		for _, n := range names {
-			if n.Check(size) == nil && n.End(size) <= min(end, sealed.LSN) {
+			if n.Check(size) != nil || n.End(size) > min(end, sealed.LSN) {
+				continue
+			}
+			// In front of a gap, or of a hole, they are all that there is.
+			whole, err := u.hasWhole(ctx, n)
+			if err != nil {
+				u.log.Debug("old tail objects stay", "segment", n.String(), "error", err.Error())
+			}
+			if whole {
+				u.mu.Lock()
 				u.supersede(superseded{name: n, since: time.Now().Add(-supersededFor)})
+				u.mu.Unlock()
 			}
 		}
-		u.mu.Unlock()
 	}
+}
+
+// hasWhole reports whether the archive has a segment whole.
+func (u *Uploader) hasWhole(ctx context.Context, n segment.Name) (bool, error) {
+	o, err := u.archive.Open(ctx, n.String())
+	if errors.Is(err, archive.ErrNotFound) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	return true, o.Close()
+}
+
+// workFronts renews what tail objects hold in front of recorded gaps, so that no
+// lifecycle rule removes it: ten minutes into the run, and then as often as the
+// chain of an open segment is.
+func (u *Uploader) workFronts(ctx context.Context) {
+	timer := time.NewTimer(supersededFor)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-timer.C:
+		}
+		next := renewAfter
+		if err := u.renewFronts(ctx); err != nil && ctx.Err() == nil {
+			u.log.Debug("what lies in front of a recorded gap was not renewed", "error", err.Error())
+			next = time.Hour
+		}
+		timer.Reset(next)
+	}
+}
+
+func (u *Uploader) renewFronts(ctx context.Context) error {
+	size := u.sizeOf()
+	if size == 0 {
+		return errors.New("the cluster is not known yet")
+	}
+	gaps, err := u.archive.Gaps(ctx)
+	if err != nil {
+		return err
+	}
+	for _, g := range gaps {
+		if size.Offset(g.Start) == 0 {
+			continue
+		}
+		n := size.Name(g.Timeline, g.Start)
+		if whole, err := u.hasWhole(ctx, n); whole || err != nil {
+			if err != nil {
+				return err
+			}
+			continue
+		}
+		all, err := u.archive.Tails(ctx, n)
+		if err != nil {
+			return err
+		}
+		for _, t := range all {
+			frame := u.o.Buffers.New()
+			err := u.archive.RenewStoredTail(ctx, t, frame)
+			frame.Release()
+			if err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // withTails moves a position over what tail objects cover behind it. u.mu is

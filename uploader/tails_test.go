@@ -613,6 +613,69 @@ func TestOldTailsAreSwept(t *testing.T) {
 	})
 }
 
+// TestTailsInFrontOfAGapStay: nothing else holds what they do. They are not
+// swept, and no lifecycle rule of 30 days removes them, though the spool and the
+// run that stored them are gone.
+func TestTailsInFrontOfAGapStay(t *testing.T) {
+	for _, filled := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newScene(t, Options{ShipInterval: time.Second})
+			born := map[string]time.Time{}
+			var mu sync.Mutex
+			s.store.Store = &dated{Store: s.store.Store, mu: &mu, born: born}
+			n := name(1, 1)
+			s.up.Base(segment.Position{Timeline: 1, LSN: n.Start(size)})
+			end := s.run()
+			g := s.begin(n)
+			for range 3 {
+				s.grow(g, 1000, false)
+				time.Sleep(2 * time.Second)
+			}
+			held := g.Advanced()
+			behind := n.Start(size) + 5*segment.LSN(size)
+			gap := archive.RecordedGap{Gap: segment.Gap{Timeline: 1, Start: held, End: behind}}
+			ar := archive.New(s.store, archive.Options{})
+			if err := ar.PutGap(context.Background(), gap); err != nil {
+				t.Fatal(err)
+			}
+			g.Abandon()
+			if err := errors.Join(s.sp.Drop(g), end()); err != nil {
+				t.Fatal(err)
+			}
+			if filled {
+				frame, err := codec.Method{Name: codec.LZ4}.Encode(s.wal.Segment(n))
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := ar.PutSegment(context.Background(), n, codec.Method{Name: codec.LZ4}, frame, bytes.NewReader(s.wal.Segment(n)), size); err != nil {
+					t.Fatal(err)
+				}
+			}
+			s.restart(Options{ShipInterval: time.Second})
+			s.up.Base(segment.Position{Timeline: 1, LSN: behind})
+			end = s.run()
+			for range 60 { // days
+				time.Sleep(24 * time.Hour)
+				mu.Lock()
+				for key, at := range born {
+					if time.Since(at) > 30*24*time.Hour {
+						if err := s.store.Delete(context.Background(), key); err != nil {
+							t.Error(err)
+						}
+					}
+				}
+				mu.Unlock()
+			}
+			if got := s.tailed(n); !filled && got != held || filled && got != n.Start(size) {
+				t.Errorf("filled=%v: tail objects up to %s, the gap begins at %s", filled, got, held)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 // TestTailsOnAFailingStore: puts fail at random before or after they were
 // stored; at each moment what is said to be shipped can be read.
 func TestTailsOnAFailingStore(t *testing.T) {

@@ -20,6 +20,10 @@
 // for a segment that is not stored yet: what supersedes them is durable before
 // they are removed.
 //
+// In front of a gap they stand for ever: the rest of that segment is lost. They
+// are not swept, since the archive has not got it whole, and are renewed as those
+// of an open segment are.
+//
 // # What a crash leaves
 //
 //	operation        crash point                     state left                        who mends it
@@ -83,6 +87,8 @@ type Archive interface {
 	Tails(ctx context.Context, n segment.Name) ([]archive.StoredTail, error)
 	TailSegments(ctx context.Context, t segment.Timeline) ([]segment.Name, error)
 	DeleteStoredTail(ctx context.Context, t archive.StoredTail) error
+	RenewStoredTail(ctx context.Context, t archive.StoredTail, through archive.Buffer) error
+	Gaps(ctx context.Context) (segment.Gaps, error)
 }
 
 // Options of an Uploader.
@@ -230,6 +236,7 @@ func (u *Uploader) Run(ctx context.Context) error {
 	wg.Go(func() { u.workMerges(ctx) })
 	wg.Go(func() { u.workSuperseded(ctx) })
 	wg.Go(func() { u.sweepTails(ctx) })
+	wg.Go(func() { u.workFronts(ctx) })
 	wg.Wait()
 	if err := context.Cause(ctx); err != nil && !errors.Is(err, context.Canceled) {
 		return err
