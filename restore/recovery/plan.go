@@ -44,6 +44,7 @@ type Archive interface {
 	ReachFrom(ctx context.Context, h segment.History, size segment.Size, from segment.LSN) (sealed, reach segment.Position, err error)
 	NextSegment(ctx context.Context, after segment.Name) (n segment.Name, ok bool, err error)
 	NextTail(ctx context.Context, after segment.Name) (n segment.Name, ok bool, err error)
+	Gaps(ctx context.Context) (segment.Gaps, error)
 }
 
 // Options say what is wanted.
@@ -73,10 +74,15 @@ type Plan struct {
 	// Reach is how far the archive's WAL goes along History; the backup's stop
 	// when there is none behind it.
 	Reach segment.Position
-	// Behind is WAL that the archive holds behind a hole at Reach; zero when
-	// there is none.
+	// Behind is WAL that the archive holds behind a hole at Reach, or that the
+	// server had behind a recorded gap; zero when there is none.
 	Behind segment.Name
-	Notes  []string // what else is to be known, a sentence each
+	// StopAtGap: fetch is to take the hole for the end of the archive. The server
+	// may need the rest of a segment in front of it to get to its target, and
+	// does not end its recovery before that (PostgreSQL: "recovery ended before
+	// configured recovery target was reached").
+	StopAtGap bool
+	Notes     []string // what else is to be known, a sentence each
 }
 
 // MakePlan chooses backup and timeline, and makes sure that WAL leads from the
@@ -105,6 +111,7 @@ type planner struct {
 	usable    []archive.Backup // oldest first
 	named     *archive.Backup  // what o.Backup names
 	timelines []segment.Timeline
+	gaps      segment.Gaps // recorded ones
 }
 
 func (p *planner) note(format string, args ...any) {
@@ -116,6 +123,10 @@ func (p *planner) make(ctx context.Context) error {
 		return err
 	}
 	if err := p.findTimelines(ctx); err != nil {
+		return err
+	}
+	var err error
+	if p.gaps, err = p.archive.Gaps(ctx); err != nil {
 		return err
 	}
 	if err := p.chooseHistory(ctx); err != nil {
@@ -449,7 +460,8 @@ func (p *planner) reachOf(ctx context.Context, b archive.Backup) (reach segment.
 
 // hole returns WAL along the history that lies behind a place at which WAL
 // ends: on the timeline that owns the place, before that ends, or on those that
-// follow it.
+// follow it. Behind a recorded gap there was WAL, whether or not any of it has
+// been stored since.
 func (p *planner) hole(ctx context.Context, at segment.LSN) (behind segment.Name, found bool, err error) {
 	h, size := p.plan.History, p.plan.Size
 	owner := h.Owner(at)
@@ -472,7 +484,24 @@ func (p *planner) hole(ctx context.Context, at segment.LSN) (behind segment.Name
 			after.Timeline = h.Timeline
 		}
 	}
+	for _, g := range p.gaps.Along(h) {
+		if g.End > at {
+			return size.Name(h.Owner(g.End), g.End), true, nil
+		}
+	}
 	return segment.Name{}, false, nil
+}
+
+// lost says, behind other words, that WAL which ends at a place ends at a
+// recorded gap.
+func (p *planner) lost(at segment.LSN) string {
+	h, size := p.plan.History, p.plan.Size
+	for _, g := range p.gaps.Along(h) {
+		if g.Start < size.Start(at)+segment.LSN(size) && at < g.End {
+			return fmt.Sprintf(" (WAL from %s is lost: a gap was recorded there)", g)
+		}
+	}
+	return ""
 }
 
 // ancestors returns those of h from a timeline on, oldest first.
@@ -503,22 +532,23 @@ func (p *planner) findReach(ctx context.Context) error {
 	p.plan.Reach = reach
 	if t.LSN != nil && *t.LSN >= reach.LSN {
 		// The server stops at a record that begins there or behind.
-		return p.unreachable(ctx, fmt.Sprintf("%s is not reached: from base backup %s on the archive's WAL ends at %s", t, b.Name, reach))
+		return p.unreachable(ctx, fmt.Sprintf("%s is not reached: from base backup %s on the archive's WAL ends at %s%s", t, b.Name, reach, p.lost(reach.LSN)))
 	}
-	if t.LSN != nil || t.Immediate {
-		return nil
-	}
-	if reach.LSN < h.Begin() {
+	inside := t.LSN != nil || t.Immediate
+	if !inside && reach.LSN < h.Begin() {
 		// The server would end on a timeline that it has not reached, and begin
 		// one whose history is not true.
-		return p.unreachable(ctx, fmt.Sprintf("from base backup %s on the archive's WAL ends at %s, before timeline %d begins at %s", b.Name, reach, h.Timeline, h.Begin()))
+		return p.unreachable(ctx, fmt.Sprintf("from base backup %s on the archive's WAL ends at %s, before timeline %d begins at %s%s", b.Name, reach, h.Timeline, h.Begin(), p.lost(reach.LSN)))
 	}
 	behind, found, err := p.hole(ctx, reach.LSN)
 	if err != nil || !found {
 		return err
 	}
-	p.plan.Behind = behind
-	where := fmt.Sprintf("the archive's WAL has a hole: from base backup %s on it ends at %s, and goes on in segment %s", b.Name, reach, behind)
+	p.plan.Behind, p.plan.StopAtGap = behind, !t.none() && !p.o.Standby
+	if inside {
+		return nil
+	}
+	where := fmt.Sprintf("the archive's WAL has a hole: from base backup %s on it ends at %s, and goes on in segment %s%s", b.Name, reach, behind, p.lost(reach.LSN))
 	if t.none() && !p.o.StopAtGap {
 		return p.unreachable(ctx, where)
 	}

@@ -21,6 +21,7 @@ type fakeArchive struct {
 	histories map[segment.Timeline]string // content of the files; timeline 1 has none
 	wal       map[segment.Timeline][][2]segment.LSN
 	identity  archive.Identity
+	gaps      segment.Gaps
 	unknown   bool // it is not recognised
 	err       map[string]error
 }
@@ -108,6 +109,8 @@ func (a *fakeArchive) NextSegment(_ context.Context, after segment.Name) (segmen
 	return segment.Name{}, false, nil
 }
 
+func (a *fakeArchive) Gaps(context.Context) (segment.Gaps, error) { return a.gaps, a.err["Gaps"] }
+
 // NextTail is the same for a segment that is not whole.
 func (a *fakeArchive) NextTail(_ context.Context, after segment.Name) (segment.Name, bool, error) {
 	if err := a.err["NextTail"]; err != nil {
@@ -170,9 +173,22 @@ func threeBackups(t *testing.T) *fakeArchive {
 	}
 }
 
+// earlyGap is a recorded one between the first two backups, on the parent.
+func earlyGap(a *fakeArchive) {
+	a.wal[1] = [][2]segment.LSN{{1 * seg, 2*seg + 0x9000}, {4 * seg, 9 * seg}}
+	a.gaps = segment.Gaps{{Timeline: 1, Start: 2*seg + 0x9000, End: 4 * seg}}
+}
+
+// lateGap is one on the child, behind which nothing was stored yet.
+func lateGap(a *fakeArchive) {
+	a.wal[2] = [][2]segment.LSN{{5 * seg, 6*seg + 0x9000}}
+	a.gaps = segment.Gaps{{Timeline: 2, Start: 6*seg + 0x9000, End: 7 * seg}}
+}
+
 func name(i int, a *fakeArchive) string { return a.backups[i].Name.String() }
 
 func TestMakePlan(t *testing.T) {
+	gap, late := earlyGap, lateGap
 	lsn := func(l segment.LSN) Target { return Target{LSN: &l} }
 	at := func(clock string) Target { v := day(t, clock); return Target{Time: &v} }
 	on := func(tl string, x Target) Target { x.Timeline = tl; return x }
@@ -236,6 +252,17 @@ func TestMakePlan(t *testing.T) {
 		{"a hole that is the end", Options{Backup: "base_000000010000000000000004_00000028", StopAtGap: true}, func(a *fakeArchive) {
 			a.wal[2] = [][2]segment.LSN{{5 * seg, 6 * seg}, {7 * seg, 9 * seg}}
 		}, wanted{1, 2, 6 * seg, "has a hole"}},
+		{"a recorded gap behind the target", Options{Target: lsn(2*seg + 0x8000)}, gap, wanted{0, 2, 2*seg + 0x9000, ""}},
+		{"a recorded gap, and a backup behind it", Options{}, gap, wanted{3, 2, 8*seg + 4711, ""}},
+		{"a recorded gap, and a target behind it, with a backup there", Options{Target: lsn(4*seg + 0x8000)}, gap, wanted{1, 2, 8*seg + 4711, ""}},
+		{"a recorded gap, and a time that may lie before it", Options{Backup: "base_000000010000000000000004_00000028", Target: at("02:30")}, late, wanted{1, 2, 6*seg + 0x9000, "(WAL from 0/6009000 to 0/7000000 on timeline 2 is lost: a gap was recorded there)"}},
+		{"a recorded gap that is the end", Options{Backup: "base_000000010000000000000004_00000028", StopAtGap: true}, late, wanted{1, 2, 6*seg + 0x9000, "a gap was recorded there"}},
+		{"a recorded gap of the branch that was left", Options{}, func(a *fakeArchive) {
+			a.gaps = segment.Gaps{{Timeline: 1, Start: 9 * seg, End: 12 * seg}}
+		}, wanted{3, 2, 8*seg + 4711, ""}},
+		{"a recorded gap of which all was found", Options{Backup: "base_000000010000000000000002_00000028"}, func(a *fakeArchive) {
+			a.gaps = segment.Gaps{{Timeline: 1, Start: 3 * seg, End: 4 * seg}}
+		}, wanted{0, 2, 8*seg + 4711, ""}},
 		{"WAL of the branch that was left is no hole", Options{Backup: "base_000000010000000000000004_00000028"}, func(a *fakeArchive) {
 			a.wal[2] = [][2]segment.LSN{{5 * seg, 5*seg + 0x900000}}
 		}, wanted{1, 2, 5*seg + 0x900000, ""}},
@@ -286,6 +313,9 @@ func TestMakePlan(t *testing.T) {
 			if notes := strings.Join(p.Notes, "\n"); c.want.note == "" && notes != "" || !strings.Contains(notes, c.want.note) {
 				t.Errorf("notes: %q; want %q", notes, c.want.note)
 			}
+			if want := p.Behind != (segment.Name{}) && !c.o.Target.none(); p.StopAtGap != want {
+				t.Errorf("StopAtGap is %v, behind a hole lies %s", p.StopAtGap, p.Behind)
+			}
 			if p.Size != segment.DefaultSize || p.Standby != c.o.Standby {
 				t.Errorf("%+v", p)
 			}
@@ -323,6 +353,7 @@ func TestNamed(t *testing.T) {
 func TestRefused(t *testing.T) {
 	lsn := func(l segment.LSN) Target { return Target{LSN: &l} }
 	at := func(clock string) Target { v := day(t, clock); return Target{Time: &v} }
+	gap, late := earlyGap, lateGap
 	hole := func(a *fakeArchive) { a.wal[1] = [][2]segment.LSN{{1 * seg, 3 * seg}, {4 * seg, 9 * seg}} }
 	for _, c := range []struct {
 		name     string
@@ -349,6 +380,14 @@ func TestRefused(t *testing.T) {
 		{"a hole", Options{Backup: "base_000000010000000000000004_00000028"}, func(a *fakeArchive) {
 			a.wal[2] = [][2]segment.LSN{{5 * seg, 6 * seg}, {7 * seg, 9 * seg}}
 		}, "it ends at 0/6000000 on timeline 2, and goes on in segment 000000020000000000000007", []string{"to before 0/6000000 on timeline 2, where WAL is missing up to segment 000000020000000000000007"}},
+		{"an LSN in a recorded gap", Options{Target: lsn(3 * seg)}, gap,
+			"is not reached: from base backup base_000000010000000000000002_00000028 on the archive's WAL ends at 0/2009000 on timeline 1 (WAL from 0/2009000 to 0/4000000 on timeline 1 is lost: a gap was recorded there)",
+			[]string{"to before 0/2009000 on timeline 1, where WAL is missing up to segment 000000010000000000000004", "from 0/4000100 on timeline 1"}},
+		{"an LSN behind a recorded gap, with no backup there", Options{Backup: "base_000000010000000000000002_00000028", Target: lsn(5 * seg)}, gap, "a gap was recorded there", []string{"to before 0/2009000"}},
+		{"a recorded gap, with nothing behind it yet", Options{Backup: "base_000000010000000000000004_00000028"}, late,
+			"it ends at 0/6009000 on timeline 2, and goes on in segment 000000020000000000000007 (WAL from 0/6009000 to 0/7000000 on timeline 2 is lost: a gap was recorded there)", []string{"to before 0/6009000 on timeline 2, where WAL is missing up to segment 000000020000000000000007"}},
+		{"a recorded gap, and a standby", Options{Backup: "base_000000010000000000000004_00000028", Standby: true}, late, "a gap was recorded there", []string{""}},
+		{"a recorded gap before the fork", Options{Backup: "base_000000010000000000000002_00000028"}, gap, "before timeline 2 begins at 0/5800000 (WAL from 0/2009000", []string{"to before 0/2009000"}},
 		{"a hole before tail objects", Options{Backup: "base_000000010000000000000004_00000028", Standby: true}, func(a *fakeArchive) {
 			a.wal[2] = [][2]segment.LSN{{5 * seg, 6 * seg}, {7 * seg, 7*seg + 100}}
 		}, "it ends at 0/6000000 on timeline 2, and goes on in segment 000000020000000000000007", nil},
@@ -433,7 +472,7 @@ func TestNoBackup(t *testing.T) {
 	}
 	// What the store cannot answer is its error, and no refusal.
 	broken := errors.New("the storage is away")
-	for _, call := range []string{"Backups", "Timelines", "HistoryOf", "Recognise", "ReachFrom", "NextSegment", "NextTail"} {
+	for _, call := range []string{"Backups", "Timelines", "HistoryOf", "Recognise", "ReachFrom", "NextSegment", "NextTail", "Gaps"} {
 		a := threeBackups(t)
 		a.err = map[string]error{call: broken}
 		_, err := MakePlan(t.Context(), a, Options{})
