@@ -213,6 +213,7 @@ func (r *restoring) run(ctx context.Context) error {
 	if err != nil {
 		return planError(err, ar)
 	}
+	r.plan.StopAtGap = r.plan.StopAtGap || plan.StopAtGap // for restore_command
 	if err := checkMapped(r.mapping, plan.Backup); err != nil {
 		return err
 	}

@@ -167,7 +167,7 @@ func (c *call) lookAtArchive(ctx context.Context, s storeSettings) (status.Archi
 
 // archiveDocument is what the document says of an archive.
 func archiveDocument(store string, o archive.Overview) status.Archive {
-	d := status.Archive{Store: store, Timelines: []status.Timeline{}}
+	d := status.Archive{Store: store, Timelines: []status.Timeline{}, Gaps: []status.Gap{}}
 	size := o.Identity.SegmentSize
 	if o.Identity.SystemIdentifier != 0 {
 		d.SystemIdentifier = new(strconv.FormatUint(o.Identity.SystemIdentifier, 10))
@@ -185,6 +185,9 @@ func archiveDocument(store string, o archive.Overview) status.Archive {
 		}
 		d.Timelines = append(d.Timelines, one)
 	}
+	for _, g := range o.Gaps {
+		d.Gaps = append(d.Gaps, gapDocument(g))
+	}
 	if o.HistoryErr != nil {
 		d.HistoryError = new(oneLine(o.HistoryErr.Error()))
 	}
@@ -198,6 +201,16 @@ func archiveDocument(store string, o archive.Overview) status.Archive {
 		_, name, _ := strings.Cut(o.Last.Key, "/")
 		d.LastObject = &status.Object{Name: name, Bytes: o.Last.Size, Stored: status.Time{Time: o.Last.Modified}}
 	}
+	return d
+}
+
+func gapDocument(g archive.RecordedGap) status.Gap {
+	d := status.Gap{Timeline: uint32(g.Timeline), Start: g.Start.String(), End: g.End.String()}
+	if g.Err != nil {
+		d.Error = new(oneLine(g.Err.Error()))
+		return d
+	}
+	d.RecordedAt, d.Reason, d.Slot = &status.Time{Time: g.RecordedAt}, &g.Reason, &g.Slot
 	return d
 }
 

@@ -151,6 +151,13 @@ func archiveText(t *table, a *status.Archive, now time.Time) {
 	if a.BehindGap != nil {
 		t.line("gap", "segment %s is missing; what lies behind it, to %s, is out of reach", orElse(a.Missing, "-"), *a.BehindGap)
 	}
+	for _, g := range a.Gaps {
+		when := ""
+		if g.RecordedAt != nil {
+			when = fmt.Sprintf(", %s ago", duration(now.Sub(g.RecordedAt.Time)))
+		}
+		t.line("lost", "%s to %s on timeline %d: a gap was recorded%s", g.Start, g.End, g.Timeline, when)
+	}
 	if a.LastObject != nil {
 		t.line("newest", "%s", objectText(a.LastObject, now))
 	}

@@ -61,6 +61,10 @@ func TestStatusText(t *testing.T) {
 	alone.Archive.Timelines = []status.Timeline{{Timeline: 1, WAL: true, Ended: new("0/2000028")}, {Timeline: 2, History: true, WAL: true}, {Timeline: 3, History: true, WAL: true}}
 	alone.Archive.HistoryError = new("damaged")
 	alone.Archive.Missing, alone.Archive.BehindGap = new("000000030000000000000004"), new("000000030000000000000009")
+	alone.Archive.Gaps = []status.Gap{
+		{Timeline: 3, Start: "0/4000100", End: "0/9000000", RecordedAt: new(ago(26 * time.Hour)), Reason: new("removed"), Slot: new("walferry")},
+		{Timeline: 4, Start: "0/A000100", End: "0/B000000", Error: new("invalid gap object")},
+	}
 	alone.Archive.Restorable = &status.Position{Timeline: 3, LSN: "0/4000100"}
 
 	unknown := status.Report{NoProcess: new("no walferry receive runs"), Archive: archive()}

@@ -143,6 +143,19 @@ type Archive struct {
 	BehindGap  *string `json:"behind_gap"`
 	Missing    *string `json:"missing"`
 	LastObject *Object `json:"last_object"`
+	// Gaps are those that were recorded, by timeline and LSN.
+	Gaps []Gap `json:"gaps"`
+}
+
+// Gap is WAL that a receiver recorded as lost for good.
+type Gap struct {
+	Timeline   uint32  `json:"timeline"`
+	Start      string  `json:"start"`       // the first LSN that is missing
+	End        string  `json:"end"`         // where WAL goes on
+	RecordedAt *Time   `json:"recorded_at"` // by the receiver's clock
+	Reason     *string `json:"reason"`
+	Slot       *string `json:"slot"`
+	Error      *string `json:"error"` // why the record does not tell the last three
 }
 
 // Timeline is a timeline in an archive.

@@ -42,6 +42,10 @@ func full() Report {
 			Sealed:       &Position{2, "0/4000000"}, Restorable: &Position{2, "0/4000100"},
 			BehindGap: new("000000020000000000000009"), Missing: new("000000020000000000000004"),
 			LastObject: &Object{"000000020000000000000004/00000000-00000100-12345678.lz4", 200, at(31)},
+			Gaps: []Gap{
+				{1, "0/1800000", "0/2000000", new(at(5)), new("requested WAL segment has already been removed"), new("walferry"), nil},
+				{2, "0/4000100", "0/9000000", nil, nil, nil, new("invalid gap object")},
+			},
 		},
 	}
 }
@@ -54,7 +58,7 @@ func TestDocument(t *testing.T) {
 		"none.json": {NoProcess: new("nobody listens"), NoArchive: new("no store given")},
 		"begin.json": {Process: &Process{At: at(1), PID: 1, Version: "devel", Started: at(1), State: "connecting", StateSince: at(1),
 			WaitingFor: []Trouble{}, Slot: "walferry", Ack: "archive", Archive: "file:///srv/archive"},
-			Archive: &Archive{Store: "file:///srv/archive", Timelines: []Timeline{}}},
+			Archive: &Archive{Store: "file:///srv/archive", Timelines: []Timeline{}, Gaps: []Gap{}}},
 	} {
 		got, err := json.MarshalIndent(r, "", "  ")
 		if err != nil {
