@@ -110,6 +110,13 @@ type listedBackup struct {
 	WALMissing      *string           `json:"wal_missing"`
 	FactsError      *string           `json:"facts_error"`
 	RestorableTo    *listedPosition   `json:"restorable_to"`
+	Gap             *listedGap        `json:"gap"`
+}
+
+type listedGap struct {
+	Timeline uint32   `json:"timeline"`
+	Start    lsnField `json:"start"`
+	End      lsnField `json:"end"`
 }
 
 type listedPosition struct {

@@ -654,6 +654,85 @@ func table() []mutation {
 			old:  "	if err := a.store.Delete(ctx, n.sentinelKey()); err != nil {\n		return err\n	}\n", new: "",
 			pkg: "archive", run: "TestDelete",
 		},
+		// Gaps.
+		{
+			promise: "invariant 3", breaks: "reception goes on behind a gap that was not recorded",
+			file: "receiver/gap.go",
+			old:  "if err := r.archive.PutGap(ctx, g, facts); err != nil {", new: "if err := r.archive.PutGap(ctx, g, facts); err != nil && ctx.Err() != nil {",
+			pkg: "receiver", run: "TestGapIsRecordedFirst",
+		},
+		{
+			promise: "invariant 3", breaks: "a gap is recorded before what lies in front of it is shipped",
+			file: "receiver/gap.go",
+			old:  "ok && shipped >= front {", new: "ok || shipped >= front {",
+			pkg: "receiver", run: "TestGapIsRecordedFirst",
+		},
+		{
+			promise: "invariant 3", breaks: "the other hosts are not asked for WAL that the server has removed",
+			file: "receiver/gap.go",
+			old:  "if len(r.o.Hosts) < 2 {", new: "if len(r.o.Hosts) > 0 {",
+			pkg: "receiver", run: "TestAnotherHost",
+		},
+		{
+			promise: "invariant 3", breaks: "less is said to be missing than is",
+			file: "receiver/gap.go",
+			old:  "			gone = middle\n", new: "			there = middle\n",
+			pkg: "receiver", run: "TestGapSaysWhatIsMissing",
+		},
+		{
+			promise: "invariant 3", breaks: "a start behind a gap asks for WAL in front of it",
+			file: "receiver/resume.go",
+			old:  "r.pos.LSN == 0 || r.pos.LSN == r.gapEnd ||", new: "r.pos.LSN == 0 ||",
+			pkg: "receiver", run: "TestStoppedBehindTheRecord",
+		},
+		{
+			promise: "invariant 3", breaks: "what the spool has behind a recorded gap is forgotten",
+			file: "receiver/resume.go",
+			old:  "held && gap && start.LSN == next {", new: "held && gap && start.LSN < next {",
+			pkg: "receiver", run: "TestThePartialComesBack",
+		},
+		{
+			promise: "invariant 3", breaks: "a segment in front of a gap leaves the spool before the archive has it",
+			file: "receiver/gap.go",
+			old:  "end > g.Start()+segment.LSN(bytes) {", new: "end > g.End()+segment.LSN(bytes) {",
+			pkg: "receiver", run: "TestThePartialComesBack",
+		},
+		{
+			promise: "invariant 3", breaks: "a hole that nobody recorded is taken for a gap",
+			file: "segment/gap.go",
+			old:  "if g.Start <= last && last < g.End {", new: "if last < g.End {",
+			pkg: "segment", run: "TestGapsBehind",
+		},
+		{
+			promise: "invariant 3", breaks: "the next start does not get over a recorded gap",
+			file: "archive/run.go",
+			old:  "behind, ok := gaps.Behind(h, size, lsn)", new: "behind, ok := gaps[:0].Behind(h, size, lsn)",
+			pkg: "archive", run: "TestRunEndBehindGaps",
+		},
+		{
+			promise: "invariant 3", breaks: "the tail objects in front of a gap are removed, since they are old",
+			file: "uploader/tails.go",
+			old:  "			if whole {\n				u.mu.Lock()", new: "			if whole || err == nil {\n				u.mu.Lock()",
+			pkg: "uploader", run: "TestTailsInFrontOfAGapStay",
+		},
+		{
+			promise: "invariant 10", breaks: "a lifecycle rule removes what lies in front of a gap",
+			file: "uploader/tails.go",
+			old:  "err := u.archive.RenewStoredTail(ctx, t, frame)", new: "err := ctx.Err()",
+			pkg: "uploader", run: "TestTailsInFrontOfAGapStay",
+		},
+		{
+			promise: "fetch: proved absent", breaks: "a segment in a recorded gap is the end, while nothing is stored behind it",
+			file: "restore/proof.go",
+			old:  "own || slices.Contains(heirs, g.Timeline) {", new: "own && err != nil {",
+			pkg: "restore", run: "TestOutcomes|TestTails",
+		},
+		{
+			promise: "restore: what cannot be reached is refused", breaks: "a recorded gap is taken for the end of the WAL, while nothing is stored behind it",
+			file: "restore/recovery/plan.go",
+			old:  "		if g.End > at {\n", new: "		if g.End < at {\n",
+			pkg: "restore/recovery", run: "TestRefused",
+		},
 		// What is restored is what was backed up.
 		{
 			promise: "restore: nothing is missing", breaks: "a file that no part has is passed over",
