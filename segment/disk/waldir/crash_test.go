@@ -11,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk"
 	"github.com/walferry/walferry/segment/disk/crashfs"
 	"github.com/walferry/walferry/segment/disk/waldir"
 	"github.com/walferry/walferry/segment/spool"
@@ -21,6 +22,7 @@ import (
 // it, by runs of different methods.
 type story struct {
 	fs      *crashfs.FS
+	seen    disk.FS // fs, or what is put in front of it
 	log     *waltest.Log
 	o       waldir.Options
 	s       *spool.Spool
@@ -30,7 +32,8 @@ type story struct {
 }
 
 func newStory(seed uint64, log *waltest.Log, o waldir.Options) *story {
-	y := &story{fs: crashfs.New(seed), log: log, o: o, synced: make(map[segment.Name]segment.LSN), sealed: make(map[segment.Name]bool)}
+	f := crashfs.New(seed)
+	y := &story{fs: f, seen: f, log: log, o: o, synced: make(map[segment.Name]segment.LSN), sealed: make(map[segment.Name]bool)}
 	if err := y.fs.Mkdir(dir, 0o700); err != nil {
 		panic(err)
 	}
@@ -60,7 +63,7 @@ func (y *story) open() (err error) {
 	if y.s != nil {
 		return nil
 	}
-	if y.s, err = spool.Open(waldir.New(y.fs, dir, y.o), dir, spool.Options{}); err != nil {
+	if y.s, err = spool.Open(waldir.New(y.seen, dir, y.o), dir, spool.Options{}); err != nil {
 		y.s = nil
 		return err
 	}
@@ -376,4 +379,82 @@ func TestFullDiskWhileAPartialIsTakenOver(t *testing.T) {
 	y.fs.SetSpace(1 << 40)
 	check(t, y.stream(second, second.Start(size)+110_000))
 	check(t, y.end(waldir.Gzip))
+}
+
+// marking notes which operations change names, or make them durable.
+type marking struct {
+	disk.FS
+	fs *crashfs.FS
+	at []int
+}
+
+func (m *marking) mark() { m.at = append(m.at, m.fs.Ops()+1) }
+
+func (m *marking) Rename(from, to string) error {
+	m.mark()
+	return m.FS.Rename(from, to)
+}
+
+func (m *marking) Remove(name string) error {
+	m.mark()
+	return m.FS.Remove(name)
+}
+
+func (m *marking) SyncDir(name string) error {
+	m.mark()
+	return m.FS.SyncDir(name)
+}
+
+// What an earlier run synced is there at every moment of the taking over, and
+// what this one synced behind it, whatever the crash makes of the names: with
+// the old partial gone and the new one's name lost, or with the old one back
+// beside one that has gone on.
+func TestNamesAfterAPartialWasTakenOver(t *testing.T) {
+	log := waltest.New(sysid, size, base-1)
+	log.Fill(base + segment.LSN(size))
+	remains := bytes.Clone(log.Bytes(base, base+200_000))
+	for i := 120_000; i < len(remains); i++ {
+		remains[i] ^= 0x55
+	}
+	clear(remains[190_000:]) // a plain file does not show where they end
+	start := func(seed uint64, was, is waldir.Method) *story {
+		y := newStory(seed, log, waldir.Options{Method: is, Level: level(is)})
+		old := padded(remains, len(remains))
+		if was != waldir.None {
+			old = flushed(was, remains)
+		}
+		fill(t, y.fs, map[string][]byte{name(1, 47).String(): log.Segment(log.Start()), first.String() + suffix(was) + ".partial": old})
+		y.synced[first] = base + 110_000
+		return y
+	}
+	eachChange(t, func(t *testing.T, was, is waldir.Method) {
+		y := start(0, was, is)
+		m := &marking{FS: y.fs, fs: y.fs}
+		y.seen = m
+		before := y.fs.Ops()
+		_, err := y.begin(first)
+		check(t, err)
+		for seed := range uint64(20 * len(m.at)) { // with different luck
+			y := start(seed, was, is)
+			y.fs.StopAt(m.at[seed%uint64(len(m.at))] - before)
+			if _, err := y.begin(first); err != nil && !errors.Is(err, crashfs.ErrCrashed) {
+				t.Fatal(err)
+			}
+			if err := y.end(methods[seed%3]); err != nil {
+				t.Fatalf("seed %d, in the taking over: %v", seed, err)
+			}
+		}
+		for seed := range uint64(12) {
+			y := start(seed, was, is)
+			g, err := y.begin(first)
+			check(t, err)
+			check(t, g.WriteAt(log.Bytes(base, base+150_000), base))
+			g.Advance(base + 150_000)
+			y.synced[first], err = g.Sync()
+			check(t, err)
+			if err := y.end(methods[seed%3]); err != nil {
+				t.Fatalf("seed %d, behind it: %v", seed, err)
+			}
+		}
+	})
 }

@@ -99,7 +99,9 @@ func fill(t testing.TB, fsys disk.FS, files map[string][]byte) {
 		_, err = f.WriteAt(b, 0)
 		check(t, errors.Join(err, f.Sync(), f.Close()))
 	}
-	check(t, fsys.SyncDir(dir))
+	for _, d := range []string{dir, "/wal", "/"} {
+		check(t, fsys.SyncDir(d))
+	}
 }
 
 // names returns the files in the directory.

@@ -382,3 +382,53 @@ func TestLinkedBlocks(t *testing.T) {
 	}
 	check(t, s.Close())
 }
+
+// Sync runs beside the writer and readers, also while bytes behind it change
+// that the file has already.
+func TestSyncBesideWrites(t *testing.T) {
+	log := twoSegments()
+	remains := bytes.Clone(log.Bytes(base, base+900_000))
+	for i := 50_000; i < len(remains); i += 3000 {
+		remains[i] ^= 0x55
+	}
+	for _, m := range []waldir.Method{waldir.Gzip, waldir.LZ4} {
+		fsys := crashfs.New(1)
+		fill(t, fsys, map[string][]byte{name(1, 47).String(): wal(1, 47), first.String() + suffix(m) + ".partial": flushed(m, remains)})
+		s, err := spool.Open(waldir.New(fsys, dir, waldir.Options{Method: m, Level: 1}), dir, spool.Options{})
+		check(t, err)
+		g, err := s.Begin(first)
+		check(t, err)
+		var others sync.WaitGroup
+		others.Go(func() {
+			for to := base; to < g.End(); {
+				var err error
+				if to, err = g.Sync(); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+		others.Go(func() {
+			b, err := io.ReadAll(g.Follow(t.Context()))
+			if err != nil || !bytes.Equal(b, log.Bytes(base, g.End())) {
+				t.Errorf("%d bytes were followed, %v", len(b), err)
+			}
+		})
+		for at := base; at < g.End(); at += 4096 {
+			check(t, g.WriteAt(log.Bytes(at, at+4096), at))
+			g.Advance(at + 4096)
+		}
+		others.Wait()
+		check(t, g.Seal())
+		check(t, s.Close())
+		fsys.Crash()
+		s, err = spool.Open(waldir.New(fsys, dir, waldir.Options{}), dir, spool.Options{})
+		check(t, err)
+		have := make([]byte, size)
+		check(t, s.Segments()[1].ReadAt(have, base))
+		if !bytes.Equal(have, log.Bytes(base, base+segment.LSN(size))) {
+			t.Error("the segment has other bytes")
+		}
+		check(t, s.Close())
+	}
+}
