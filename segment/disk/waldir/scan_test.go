@@ -368,6 +368,32 @@ func TestNeedlessPartials(t *testing.T) {
 	}
 }
 
+// Of two partials with different bytes the longer is gone on with, and it is
+// said that they differ.
+func TestPartialsThatDiffer(t *testing.T) {
+	b := wal(1, 49)
+	other := bytes.Clone(b)
+	other[5000] ^= 1
+	for _, m := range methods {
+		fsys := crashfs.New(1)
+		fill(t, fsys, map[string][]byte{name(1, 49).String() + ".partial": padded(b, 60000), name(1, 49).String() + ".gz.partial": flushed(waldir.Gzip, other[:20000])})
+		log, said := text()
+		s, err := spool.Open(waldir.New(fsys, dir, waldir.Options{Method: m, Log: log}), dir, spool.Options{})
+		check(t, err)
+		g, err := s.Begin(name(1, 49))
+		check(t, err)
+		have := make([]byte, 60000)
+		check(t, g.ReadAt(have, g.Start()))
+		if !bytes.Equal(have, b[:60000]) {
+			t.Errorf("method %d: the shorter one was taken", m)
+		}
+		if want := map[bool]string{true: "is replaced by a longer one", false: "is left alone"}[m == waldir.Gzip]; !strings.Contains(said.String(), want) {
+			t.Errorf("method %d: said %q, want %q", m, said, want)
+		}
+		check(t, s.Close())
+	}
+}
+
 // A plain partial has the size of a segment, or none; what a crash of ours
 // leaves is shorter and begins as it must.
 func TestSizeOfAPartial(t *testing.T) {

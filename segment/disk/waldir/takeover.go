@@ -3,6 +3,7 @@ package waldir
 import (
 	"errors"
 	"io/fs"
+	"slices"
 
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/disk"
@@ -58,6 +59,9 @@ func (d *FS) convert(n segment.Name, f form, all []form, size segment.Size) (dis
 		return nil, err
 	}
 	have, err := old.extent()
+	if err == nil && f != d.form() && slices.Contains(all, d.form()) {
+		err = d.warnOfReplaced(n, old, f.name(n), size)
+	}
 	var file disk.File
 	if err == nil {
 		if d.o.Method == None {
@@ -77,6 +81,17 @@ func (d *FS) convert(n segment.Name, f form, all []form, size segment.Size) (dis
 		return nil, errors.Join(err, file.Close())
 	}
 	return file, nil
+}
+
+// warnOfReplaced tells of a partial in the method's form that is replaced by a
+// longer one, c, and has other bytes. The original goes on in the file of its
+// method, whatever the other is.
+func (d *FS) warnOfReplaced(n segment.Name, c content, by string, size segment.Size) error {
+	held, err := d.isPrefix(n, d.form(), c, size)
+	if err == nil && !held {
+		d.log.Warn("a partial is replaced by a longer one that has other bytes", "file", d.form().name(n), "other", by)
+	}
+	return err
 }
 
 // removeOthers removes the forms of a partial that was taken over from f, and
