@@ -393,3 +393,87 @@ func TestAServerThatEndedTheStreamIsLeftAlone(t *testing.T) {
 		}
 	})
 }
+
+// TestOtherHistoryBeforeTheSwitch: the server that was promoted has other WAL
+// before the switchpoint than we hold, up to which it was set back unseen. All
+// that we hold lies at the switchpoint or beyond, so that nothing of the old
+// timeline is missing.
+func TestOtherHistoryBeforeTheSwitch(t *testing.T) {
+	for name, c := range map[string]struct {
+		boundary, sameRun, spoolLost, same bool
+	}{
+		"in a segment":                                {},
+		"in a segment, while it runs":                 {sameRun: true},
+		"at a boundary":                               {boundary: true},
+		"at a boundary, while it runs":                {boundary: true, sameRun: true},
+		"at a boundary, spool lost":                   {boundary: true, spoolLost: true},
+		"the right one":                               {same: true},
+		"the right one, while it runs":                {same: true, sameRun: true},
+		"the right one at a boundary":                 {same: true, boundary: true},
+		"the right one at a boundary, while it runs":  {same: true, boundary: true, sameRun: true},
+		"the right one at a boundary, its spool lost": {same: true, boundary: true, spoolLost: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				db := w.address()
+				at := w.srv.FillTo(3*mb + 50000)
+				wal := fakepg.NewWAL(7300000000000000001, segment.MinSize, 99)
+				theirs := wal.FillTo(1, 3*mb+20000)
+				if c.boundary {
+					at, theirs = w.srv.WAL().SwitchSegment(1), wal.SwitchSegment(1)
+				}
+				if c.same {
+					wal, theirs = w.srv.WAL(), at
+				}
+				end, result := w.start(0)
+				time.Sleep(20 * time.Second)
+				settle()
+				child := wal.Fork(1, theirs)
+				wal.FillTo(child, 7*mb)
+				other := fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize, Timeline: child})
+				defer other.Close()
+				other.SetSlot(slotName, 2*mb)
+				db.point(other)
+				if c.sameRun {
+					w.srv.Cut()
+				} else {
+					if err := end(); err != nil {
+						t.Fatal(err)
+					}
+					if c.spoolLost {
+						w.dir = t.TempDir()
+					}
+					end, result = w.start(0)
+				}
+				var err error
+				select {
+				case err = <-result:
+				case <-time.After(5 * time.Minute):
+				}
+				settle()
+				if c.same {
+					if err != nil {
+						t.Errorf("Run = %v", err)
+					}
+					if got := w.checkArchive(child); got != 7*mb {
+						t.Errorf("the archive ends at %s", got)
+					}
+				} else {
+					if !errors.Is(err, ErrConflict) {
+						t.Errorf("Run = %v", err)
+					}
+					nothingReported(t, other)
+					w.archive.mu.Lock()
+					for n := range w.archive.segments {
+						if n.Timeline == child {
+							t.Errorf("segment %s of the other history is in the archive", n)
+						}
+					}
+					w.archive.mu.Unlock()
+				}
+				_ = end()
+			})
+		})
+	}
+}

@@ -266,10 +266,14 @@ func (r *Receiver) checkContinuity(ctx context.Context, s server) error {
 	if !ancestor {
 		return fmt.Errorf("%w: we hold WAL up to %s, the server's timeline %d does not descend from it", ErrForked, r.pos, t)
 	}
-	if r.pos.LSN < at {
-		return nil // the rest of the old timeline comes first
+	if r.pos.LSN < at || r.pos.LSN == at && r.size.Offset(at) == 0 {
+		return nil // the rest of the old timeline comes first, or its last page, to be compared
 	}
-	return r.endTimeline(ctx, at, r.history.Owner(at))
+	child := r.history.Owner(at)
+	if err := r.seed(ctx, r.size.Name(r.pos.Timeline, at), at, r.size.Name(child, at)); err != nil {
+		return err
+	}
+	return r.endTimeline(ctx, at, child)
 }
 
 // endTimeline closes what we hold of the current timeline, which ended at LSN
@@ -295,6 +299,48 @@ func (r *Receiver) endTimeline(ctx context.Context, at segment.LSN, child segmen
 	r.tail = tailPage{}
 	return nil
 }
+
+// seed begins the child's first segment with what the parent's holds in front of
+// the switchpoint at, which no server has compared in this run. The server's
+// copy of that is compared then, and not believed: before it was found equal
+// nothing of the child is reported or stored. Where the disk has no room for the
+// segment it is left to the stream to wait for it.
+func (r *Receiver) seed(ctx context.Context, parent segment.Name, at segment.LSN, child segment.Name) error {
+	g, held := r.find(parent)
+	if _, begun := r.find(child); !held || begun || r.size.Offset(at) == 0 {
+		return nil
+	}
+	if err := r.vouchBeginning(ctx, g); err != nil {
+		return err
+	}
+	if max(g.Written(), r.heldUpTo(g)) < at {
+		return nil // finish says so
+	}
+	c, err := r.spool.Begin(child)
+	if err != nil {
+		r.log.Debug("the child's first segment is not begun yet", "segment", child.String(), "error", err.Error())
+		return nil
+	}
+	b := make([]byte, min(seedBlock, int(at-g.Start())))
+	for pos := g.Start(); pos < at && err == nil; pos += segment.LSN(len(b)) {
+		b = b[:min(len(b), int(at-pos))]
+		if err = g.ReadAt(b, pos); err == nil {
+			err = c.WriteAt(b, pos)
+		}
+	}
+	if errors.Is(err, spool.ErrDropped) {
+		r.log.Debug("the parent's last segment is in the archive by now", "segment", g.Name().String())
+		return nil
+	}
+	if err != nil {
+		return &spoolError{err}
+	}
+	c.Settle(at)
+	return nil
+}
+
+// seedBlock is how many bytes are copied at a time.
+const seedBlock = 1 << 20
 
 // heldUntil returns where the last WAL ends that the spool holds of a timeline.
 func (r *Receiver) heldUntil(t segment.Timeline) (end segment.LSN) {

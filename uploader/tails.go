@@ -150,7 +150,7 @@ func (u *Uploader) workTails(ctx context.Context) error {
 // the last record that verifies may be torn.
 func (u *Uploader) offerHeld(ctx context.Context) error {
 	for _, g := range u.spool.Segments() {
-		if whole(g) {
+		if whole(g) || !u.knows(g.Name().Timeline) {
 			continue
 		}
 		from, to := g.Vouched()
@@ -173,6 +173,23 @@ func (u *Uploader) offerHeld(ctx context.Context) error {
 		u.Offer(g, to, false)
 	}
 	return nil
+}
+
+// knows reports whether the spool has a history file that tells of a timeline: it
+// must be in the archive before any of its WAL (DESIGN, invariant 4), and a
+// receiver that was killed early may have left WAL alone.
+func (u *Uploader) knows(t segment.Timeline) bool {
+	for _, child := range u.spool.Histories() {
+		content, err := u.spool.History(child)
+		if err != nil {
+			continue
+		}
+		h, err := segment.ParseHistory(child, content)
+		if _, ancestor := h.Switchpoint(t); err == nil && (ancestor || child == t) {
+			return true
+		}
+	}
+	return t == 1
 }
 
 // vouchBeginning checks the record that goes on from the segment before, which

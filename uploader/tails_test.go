@@ -833,3 +833,36 @@ func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
 		})
 	}
 }
+
+// TestNoTailWithoutAHistory: what a run before this one has left of a timeline
+// goes up when the spool tells where it comes from.
+func TestNoTailWithoutAHistory(t *testing.T) {
+	for _, of := range []segment.Timeline{0, 2, 3} {
+		synctest.Test(t, func(t *testing.T) {
+			s := newScene(t, Options{ShipInterval: time.Second})
+			s.wal.Fork(1, s.wal.FillTo(1, segment.LSN(size)+5000))
+			s.wal.Fork(2, s.wal.FillTo(2, segment.LSN(size)+90000))
+			n := name(2, 1)
+			s.writeUpTo(n, s.wal.End(2))
+			if of != 0 {
+				content, _ := s.wal.HistoryFile(of)
+				if err := s.sp.PutHistory(of, content); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := s.sp.Close(); err != nil {
+				t.Fatal(err)
+			}
+			s.restart(Options{ShipInterval: time.Second})
+			end := s.run()
+			time.Sleep(time.Minute)
+			synctest.Wait()
+			if n := len(s.objects(n)); n > 0 != (of != 0) {
+				t.Errorf("with the history of %d: %d tail objects", of, n)
+			}
+			if err := end(); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}

@@ -353,6 +353,24 @@ func table() []mutation {
 			pkg: "receiver", run: "TestForkedServerIsRefused",
 		},
 		{
+			promise: "invariant 4", breaks: "what a killed run has left of a timeline goes up before its history",
+			file: "uploader/tails.go",
+			old:  "if whole(g) || !u.knows(g.Name().Timeline) {", new: "if whole(g) {",
+			pkg: "uploader", run: "TestNoTailWithoutAHistory",
+		},
+		{
+			promise: "invariant 5", breaks: "what a new timeline's server has in front of the switchpoint is believed",
+			file: "receiver/start.go",
+			old:  "c.Settle(at)", new: "c.Abandon()",
+			pkg: "receiver", run: "TestOtherHistoryBeforeTheSwitch",
+		},
+		{
+			promise: "invariant 5", breaks: "at a boundary the old timeline's last page is not compared before the next is begun",
+			file: "receiver/start.go",
+			old:  "if r.pos.LSN < at || r.pos.LSN == at && r.size.Offset(at) == 0 {", new: "if r.pos.LSN < at {",
+			pkg: "receiver", run: "TestOtherHistoryBeforeTheSwitch",
+		},
+		{
 			promise: "invariant 1", breaks: "what was received beyond a switchpoint is received on the new timeline",
 			file: "receiver/start.go",
 			old:  "r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}", new: "r.pos = segment.Position{Timeline: child, LSN: r.pos.LSN}",
