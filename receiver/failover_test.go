@@ -477,3 +477,94 @@ func TestOtherHistoryBeforeTheSwitch(t *testing.T) {
 		})
 	}
 }
+
+// TestSeveralSwitchesInOneSegment: a server that archives renames the last file of
+// each timeline that ends, and then cannot send what an older one has in the same
+// segment. It is all in the youngest one's file.
+func TestSeveralSwitchesInOneSegment(t *testing.T) {
+	for name, c := range map[string]struct {
+		held                                  segment.LSN
+		archiving, spoolLost, slotLost, other bool
+		cut                                   int
+	}{
+		"in the segment":                        {held: 3*mb + 5000, archiving: true},
+		"in the segment, no slot":               {held: 3*mb + 5000, archiving: true, slotLost: true},
+		"in the segment, spool lost":            {held: 3*mb + 5000, archiving: true, spoolLost: true},
+		"in the segment, nothing is renamed":    {held: 3*mb + 5000},
+		"in the segment, cut in the middle":     {held: 3*mb + 5000, archiving: true, cut: 2},
+		"in the segment, another history":       {held: 3*mb + 5000, archiving: true, other: true},
+		"before it":                             {held: 2*mb + 5000, archiving: true},
+		"before it, no slot":                    {held: 2*mb + 5000, archiving: true, slotLost: true},
+		"at its start":                          {held: 3 * mb, archiving: true},
+		"at its start, spool lost":              {held: 3 * mb, archiving: true, spoolLost: true},
+		"at its start, another history":         {held: 3 * mb, archiving: true, other: true},
+		"in the first one's last record's page": {held: 3*mb + 49000, archiving: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				db := w.address()
+				w.srv.FillTo(c.held)
+				if c.held == 3*mb {
+					w.srv = fakepg.New(fakepg.Options{SegmentSize: segment.MinSize})
+					t.Cleanup(w.srv.Close)
+					w.srv.SetSlot(slotName, mb)
+					w.srv.FillTo(2*mb + 5000)
+					w.srv.WAL().SwitchSegment(1)
+					db.point(w.srv)
+				}
+				w.run(20 * time.Second)
+				wal := w.srv.WAL()
+				if c.other {
+					wal = fakepg.NewWAL(7300000000000000001, segment.MinSize, 99)
+				}
+				first := wal.FillTo(1, 3*mb+50000)
+				wal.Fork(1, first)
+				second := wal.FillTo(2, 3*mb+100000)
+				wal.Fork(2, second)
+				third := wal.FillTo(3, 3*mb+150000)
+				wal.Fork(3, third)
+				wal.FillTo(4, 6*mb)
+				w.srv = fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize, Timeline: 4, Archiving: c.archiving})
+				t.Cleanup(w.srv.Close)
+				db.point(w.srv)
+				if !c.slotLost {
+					w.srv.SetSlot(slotName, 2*mb)
+				}
+				if c.spoolLost {
+					w.dir = t.TempDir()
+				}
+				if c.other {
+					if err := w.refused(); !errors.Is(err, ErrConflict) {
+						t.Errorf("Run = %v", err)
+					}
+					nothingReported(t, w.srv)
+					return
+				}
+				end, _ := w.start(0)
+				if c.cut > 0 {
+					w.srv.CloseAfter(c.cut)
+					time.Sleep(time.Minute)
+					w.srv.CloseAfter(-1)
+				}
+				time.Sleep(2 * time.Minute)
+				settle()
+				if err := end(); err != nil {
+					t.Fatalf("Run: %v", err)
+				}
+				if got := w.checkArchive(4); got != 6*mb {
+					t.Errorf("the archive ends at %s", got)
+				}
+				for old, at := range map[segment.Timeline]segment.LSN{1: first, 2: second, 3: third} {
+					if got := w.archive.partials[segment.MinSize.Name(old, at)]; got != at {
+						t.Errorf("timeline %d ended at %s, its partial ends at %s", old, at, got)
+					}
+				}
+				w.checkStatuses()
+				if left := w.sp.Segments(); len(left) > 1 {
+					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
+				}
+			})
+		})
+	}
+}

@@ -141,9 +141,9 @@ var errNextStart = errors.New("starting at another position")
 // for again as if it were not whole.
 func (r *Receiver) startPosition() (from segment.Position, page bool) {
 	if r.size.Offset(r.pos.LSN) != 0 {
-		return segment.Position{Timeline: r.history.Owner(r.pos.LSN), LSN: r.size.Start(r.pos.LSN)}, false
+		return segment.Position{Timeline: r.pos.Timeline, LSN: r.size.Start(r.pos.LSN)}, false
 	}
-	if r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.gapEnd || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
+	if r.crowded(r.pos.LSN) != nil || r.fresh || r.skipPage || r.pos.LSN == 0 || r.pos.LSN == r.gapEnd || r.pos.LSN == r.history.BeginOf(r.pos.Timeline) {
 		return segment.Position{Timeline: r.pos.Timeline, LSN: r.pos.LSN}, false
 	}
 	before := segment.Position{Timeline: r.history.Owner(r.pos.LSN - 1), LSN: r.pos.LSN - pageSize}

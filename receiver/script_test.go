@@ -23,6 +23,8 @@ import (
 //	the next timeline must be larger, and begin within      TestEndsOfATimeline
 //	what was sent; it need not be the next number           TestTimelinesJump
 //	the next timeline is asked for from its segment's start TestEndsOfATimeline
+//	the old timeline's last segment is sent out of the next TestSeveralSwitchesInOneSegment
+//	  one's file, which may be renamed
 //	the segment of the switch exists twice                  TestFollowsAPromotion, TestEndsOfATimeline
 //	a result set at once, where a timeline ends exactly at  TestEndsOfATimeline ("a result set at once")
 //	  the position asked for (pg_receivewal never ends)

@@ -57,6 +57,8 @@ type streaming struct {
 	behind *lastRecord          // what the first record must follow, when no page could be compared
 	pages  *segment.PageChecker // of the open segment
 
+	ancestors []ended // that are filled with the first segment's bytes
+
 	batch   *replication.Batch // being worked on
 	message int                // index of the message in it
 	rest    []byte             // of that message's data
@@ -81,10 +83,13 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 			return err
 		}
 		from.LSN, st.cursor = st.page.at, st.page.at
-	} else if r.skipPage && !r.fresh {
+	} else if (r.skipPage || r.crowded(from.LSN) != nil) && r.size.Offset(r.pos.LSN) == 0 && !r.fresh {
 		if st.behind, err = r.lastHeldRecord(ctx); err != nil {
 			return err
 		}
+	}
+	if st.ancestors, err = r.fillAncestors(ctx); err != nil {
+		return err
 	}
 	r.tellStarting()
 	slot := r.o.Slot
@@ -294,6 +299,9 @@ func (st *streaming) take() (paused bool, err error) {
 	if _, err := st.pages.Write(st.rest[:n]); err != nil {
 		return false, fmt.Errorf("the server sent what is not WAL of this place, and nothing of it was kept: %w", err)
 	}
+	if err := st.fill(st.rest[:n]); err != nil {
+		return false, err
+	}
 	if err := st.store(st.rest[:n]); err != nil {
 		return false, err
 	}
@@ -310,7 +318,12 @@ func (st *streaming) take() (paused bool, err error) {
 		}
 	}
 	if st.cursor == r.seg.Name().End(r.size) {
-		return false, st.close()
+		if err := st.close(); err != nil {
+			return false, err
+		}
+		if r.crowded(st.cursor) != nil && st.cursor >= r.pos.LSN {
+			return false, fmt.Errorf("several timelines ended in the segment at %s, which has to be asked for on the youngest: %w", st.cursor, errNextStart)
+		}
 	}
 	return false, nil
 }
@@ -421,13 +434,7 @@ func (st *streaming) store(p []byte) error {
 			now := time.Now()
 			st.dirty, st.syncBy = true, now.Add(lazySync-min(now.Sub(st.clean), lazySync))
 		}
-		if err := r.seg.WriteAt(p, at); err != nil {
-			if errors.Is(err, spool.ErrConflict) {
-				return fmt.Errorf("%w (we hold WAL up to %s): %w", ErrConflict, r.pos, err)
-			}
-			return &spoolError{err}
-		}
-		return nil
+		return st.write(r.seg, p)
 	}
 	if st.scratch == nil {
 		st.scratch = make([]byte, maxScratch)
@@ -441,6 +448,19 @@ func (st *streaming) store(p []byte) error {
 			return err
 		}
 		p, at = p[len(held):], at+segment.LSN(len(held))
+	}
+	return nil
+}
+
+// write puts p at the cursor into a segment, or compares it with what is
+// vouched for there.
+func (st *streaming) write(g *spool.Segment, p []byte) error {
+	err := g.WriteAt(p, st.cursor)
+	switch {
+	case errors.Is(err, spool.ErrConflict):
+		return fmt.Errorf("%w (we hold WAL up to %s): %w", ErrConflict, st.r.pos, err)
+	case err != nil:
+		return &spoolError{err}
 	}
 	return nil
 }

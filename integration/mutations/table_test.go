@@ -401,6 +401,18 @@ func table() []mutation {
 			pkg: "receiver", run: "TestTheOldTimelinesRestIsFinishedLater",
 		},
 		{
+			promise: "invariant 3", breaks: "WAL is a gap that the server has in a younger timeline's file alone",
+			file: "receiver/crowded.go",
+			old:  "if len(ends) < 2 || l >= ends[len(ends)-2].At {", new: "if len(ends) < 200 || l >= ends[len(ends)-2].At {",
+			pkg: "receiver", run: "TestSeveralSwitchesInOneSegment",
+		},
+		{
+			promise: "invariant 3", breaks: "of several timelines that ended in a segment the partials are missing",
+			file: "receiver/crowded.go",
+			old:  "if err := g.Finish(g.at); err != nil {", new: "if err := error(nil); err != nil {",
+			pkg: "receiver", run: "TestSeveralSwitchesInOneSegment",
+		},
+		{
 			promise: "invariant 3", breaks: "the parent's last segment is looked for whole in the archive, and a start waits for it for good",
 			file: "receiver/resume.go",
 			old:  "return r.history.Owner(n.End(r.size)-1) == n.Timeline", new: "return r.history.Owner(n.Start(r.size)) == n.Timeline",

@@ -30,6 +30,9 @@ type Options struct {
 	InRecovery       bool
 	Password         string        // asked for in clear text when set
 	SenderTimeout    time.Duration // wal_sender_timeout; default 60 s
+	// Archiving is archive_mode: at its promotion the server renames the last
+	// segment of the timeline that ends to .partial, and cannot send it any more.
+	Archiving bool
 }
 
 // Server is a scripted PostgreSQL. Its methods are safe for concurrent use.

@@ -350,6 +350,17 @@ func (w *Walsender) loop() error {
 		if w.Sent < end && w.Sent < removed {
 			return w.Fail(w.Removed(w.Sent))
 		}
+		if historic && s.options.Archiving && w.Sent < at {
+			// The switch's segment is read from the next timeline's file
+			// (WalSndSegmentOpen), which is gone when that one ended in it, too.
+			size := s.wal.Size()
+			if next, ended := history.Switchpoint(child(history, w.From.Timeline)); ended && size.Start(next) == size.Start(at) {
+				if err := w.Send(size.Start(at)); err != nil {
+					return err
+				}
+				return w.Fail(w.Removed(at))
+			}
+		}
 		if err := w.Send(end); err != nil {
 			return err
 		}
