@@ -360,7 +360,7 @@ func table() []mutation {
 		},
 		{
 			promise: "invariant 5", breaks: "what a new timeline's server has in front of the switchpoint is believed",
-			file: "receiver/start.go",
+			file: "receiver/switch.go",
 			old:  "c.Settle(at)", new: "c.Abandon()",
 			pkg: "receiver", run: "TestOtherHistoryBeforeTheSwitch",
 		},
@@ -372,13 +372,13 @@ func table() []mutation {
 		},
 		{
 			promise: "invariant 1", breaks: "what was received beyond a switchpoint is received on the new timeline",
-			file: "receiver/start.go",
+			file: "receiver/switch.go",
 			old:  "r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}", new: "r.pos = segment.Position{Timeline: child, LSN: r.pos.LSN}",
 			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
 		},
 		{
 			promise: "invariant 1", breaks: "what was reported beyond a switchpoint is reported on the new timeline",
-			file: "receiver/start.go",
+			file: "receiver/switch.go",
 			old:  "r.reported = min(r.reported, at)", new: "_ = r.reported",
 			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
 		},
@@ -390,13 +390,13 @@ func table() []mutation {
 		},
 		{
 			promise: "invariant 1", breaks: "open segments wholly behind a switchpoint never go up",
-			file: "receiver/start.go",
+			file: "receiver/switch.go",
 			old:  "if g.Name().Timeline != t || g.Start() < at {", new: "if g.Name().Timeline != t || g.Start() > 0 {",
 			pkg: "receiver", run: "TestAheadOfTheNewTimeline",
 		},
 		{
 			promise: "invariant 3", breaks: "a partial whose first record began in an archived segment is never finished",
-			file: "receiver/start.go",
+			file: "receiver/switch.go",
 			old:  "_, err = g.VouchBeginning(prev)", new: "err = nil",
 			pkg: "receiver", run: "TestTheOldTimelinesRestIsFinishedLater",
 		},
