@@ -152,7 +152,7 @@ func TestHistoryOf(t *testing.T) {
 		t.Errorf("of nothing: %d, %v", n, err)
 	}
 	putHistory(t, store, 2, "1\t0/500028\tx\n")
-	putHistory(t, store, 4, "1\t0/500028\tx\n2\t0/400000\tbefore it\n")
+	putHistory(t, store, 4, "2\t0/500028\tx\n1\t0/600000\tout of order\n")
 	put(t, store, walDir+segment.Timeline(5).HistoryName()+".lz4", []byte("no frame"))
 	for timeline, want := range map[segment.Timeline]error{1: nil, 2: nil, 3: ErrNotFound, 4: ErrHistory, 5: codec.ErrDamaged} {
 		h, err := a.HistoryOf(t.Context(), timeline)

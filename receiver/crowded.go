@@ -49,6 +49,9 @@ type ended struct {
 // that is streamed from its start.
 func (r *Receiver) fillAncestors(ctx context.Context) (all []ended, err error) {
 	for _, a := range r.crowded(r.pos.LSN) {
+		if r.history.BeginOf(a.Timeline) == a.At {
+			continue // nothing of it is part of this history
+		}
 		n := r.size.Name(a.Timeline, a.At)
 		if g, held := r.find(n); held {
 			if _, done := g.Finished(); done || g.Sealed() {

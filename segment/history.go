@@ -28,7 +28,13 @@ type Switch struct {
 // ancestor with timeline ID, switchpoint and reason, separated by white space;
 // lines that are empty or begin with # are comments (PostgreSQL:
 // readTimeLineHistory in src/backend/access/transam/timeline.c). Timelines
-// must increase and be smaller than t; switchpoints must not decrease.
+// must increase and be smaller than t.
+//
+// A recovery that ends before the place where its target's timeline began still
+// names that one as its parent (writeTimeLineHistory there), so that
+// switchpoints may decrease: of the timelines in between nothing is part of the
+// history. At is the earliest switchpoint from there on; a timeline of which
+// nothing is part ends where it began.
 func ParseHistory(t Timeline, content []byte) (History, error) {
 	h := History{Timeline: t}
 	sc := bufio.NewScanner(bytes.NewReader(content))
@@ -53,8 +59,11 @@ func ParseHistory(t Timeline, content []byte) (History, error) {
 		if s.Timeline >= t {
 			return History{}, fmt.Errorf("%s, line %d: timeline %d is not older than %d", t.HistoryName(), line, s.Timeline, t)
 		}
-		if n := len(h.Ancestors); n > 0 && (s.Timeline <= h.Ancestors[n-1].Timeline || s.At < h.Ancestors[n-1].At) {
-			return History{}, fmt.Errorf("%s, line %d: timelines or switchpoints are out of order", t.HistoryName(), line)
+		if n := len(h.Ancestors); n > 0 && s.Timeline <= h.Ancestors[n-1].Timeline {
+			return History{}, fmt.Errorf("%s, line %d: timelines are out of order", t.HistoryName(), line)
+		}
+		for i := range h.Ancestors {
+			h.Ancestors[i].At = min(h.Ancestors[i].At, s.At)
 		}
 		h.Ancestors = append(h.Ancestors, s)
 	}

@@ -126,9 +126,19 @@ func TestHistory(t *testing.T) {
 			t.Errorf("Contains(%v) = %v; want %v", p, got, want)
 		}
 	}
-	for _, bad := range []string{"", "# nothing\n", "x\t0/1\n", "1\n", "1\t0/1x\n", "4\t0/1\n", "2\t0/5\tr\n1\t0/6\tr\n", "1\t0/5\tr\n2\t0/4\tr\n", "0\t0/1\n"} {
+	for _, bad := range []string{"", "# nothing\n", "x\t0/1\n", "1\n", "1\t0/1x\n", "4\t0/1\n", "2\t0/5\tr\n1\t0/6\tr\n", "0\t0/1\n"} {
 		if h, err := ParseHistory(4, []byte(bad)); err == nil {
 			t.Errorf("ParseHistory(%q) = %+v; want an error", bad, h)
+		}
+	}
+	// A recovery along timeline 2, which began at 0/5000000, that ended at 0/4000000.
+	h, err = ParseHistory(3, []byte("1\t0/5000000\tr\n2\t0/4000000\tr\n"))
+	if err != nil || h.Begin() != 0x4000000 || h.Owner(0x3FFFFFF) != 1 || h.Owner(0x4000000) != 3 || h.Owner(0x5000000) != 3 {
+		t.Errorf("%+v, %v", h, err)
+	}
+	for p, want := range map[Position]bool{{1, 0x4000000}: true, {1, 0x4000001}: false, {2, 0x5000001}: false, {3, 0x4000001}: true} {
+		if got := h.Contains(p); got != want {
+			t.Errorf("Contains(%v) = %v; want %v", p, got, want)
 		}
 	}
 	if h, err := ParseHistory(1, nil); err != nil || h.Owner(5) != 1 || h.Begin() != 0 {
