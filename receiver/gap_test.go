@@ -440,11 +440,21 @@ func TestThePartialComesBack(t *testing.T) {
 			w.srv.RemoveWALBefore(11 * mb)
 			w.srv.SetSlot(slotName, last)
 			w.options.OnGap = StopAtGap
-			w.runs(30 * time.Second)
-			w.checkBehind(1, 6*mb)
+			w.stalled = true
+			end, _ = w.start(0)
+			time.Sleep(30 * time.Second)
+			settle()
 			if archived {
 				w.checkFront(1, held)
+			} else if _, there := w.r.find(segment.MinSize.Name(1, held)); !there {
+				t.Error("what nothing else holds has left the spool")
 			}
+			w.carrier.flow()
+			w.worksOn(30 * time.Second)
+			if err := end(); err != nil {
+				t.Fatalf("Run: %v", err)
+			}
+			w.checkBehind(1, 6*mb)
 			if got := w.recorded(); !slices.Equal(got, one(held, 6*mb)) {
 				t.Errorf("recorded: %v", got)
 			}

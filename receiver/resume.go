@@ -495,7 +495,7 @@ func (r *Receiver) archiveHas(ctx context.Context, n segment.Name) (bool, error)
 }
 
 // heldRun returns where the spool's gapless run begins and ends, behind the last
-// recorded gap that it holds both sides of; held is false when the spool has no
+// recorded gap where it holds something on both sides; held is false when the spool has no
 // WAL, but for the beginning of a segment in which no record verifies. Ends are
 // those of whole records: what lies behind the last record that verifies may be
 // torn.
@@ -506,7 +506,7 @@ func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
 			continue
 		}
 		start, stop := r.heldRange(g)
-		if next, gap := r.gaps.Behind(r.history, r.size, end.LSN); held && gap && start.LSN == next {
+		if next, gap := r.gaps.Behind(r.history, r.size, end.LSN); held && gap && start.LSN >= next {
 			unsealed, held = false, false // the run is the one behind the gap
 		}
 		if unsealed {

@@ -36,6 +36,7 @@ type world struct {
 	carrier *carrier
 	options Options
 	tailing bool // of the carriers
+	stalled bool // the carriers begin so
 	log     *logBuffer
 	r       *Receiver
 
@@ -423,6 +424,9 @@ func (w *world) start(limit int64) (end func() error, result <-chan error) {
 	}
 	w.sp = sp
 	w.carrier = &carrier{sp: sp, ar: w.archive, changed: make(chan struct{}, 1), switches: map[segment.Timeline]segment.Position{}, carried: map[segment.Name]segment.LSN{}, tails: map[segment.Name]segment.LSN{}, tailing: w.tailing}
+	if w.stalled {
+		w.carrier.stall()
+	}
 	w.options.Log = slog.New(slog.NewTextHandler(w.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	if w.options.Connect == nil {
 		w.options.Connect = connect(w.srv)
