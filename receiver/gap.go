@@ -457,6 +457,18 @@ func (r *Receiver) settleFront(ctx context.Context) error {
 	return nil
 }
 
+// keptInGap reports whether the archive lacks what follows an LSN because it lies
+// in a recorded gap, and the slot retains it: another receiver recorded the gap,
+// whose server had less than ours. What is asked for from there on fills it.
+func (r *Receiver) keptInGap(ctx context.Context, slot slotState, end segment.Position) (bool, error) {
+	n := r.size.Name(r.history.Owner(end.LSN), end.LSN)
+	if slot.restart == 0 || r.size.Start(slot.restart) > end.LSN || !r.inGap(n) {
+		return false, nil
+	}
+	has, err := r.archiveHas(ctx, n)
+	return err == nil && !has, err
+}
+
 // inGap reports whether a segment lies in a recorded gap, or in front of one:
 // then nobody need have it whole.
 func (r *Receiver) inGap(n segment.Name) bool {

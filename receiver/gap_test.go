@@ -600,6 +600,38 @@ func TestAnotherHostHasSome(t *testing.T) {
 	})
 }
 
+// TestAGapThatTheSlotStillHas: another receiver has recorded a gap, and has gone
+// on; what lies in it our slot retains. It is filled.
+func TestAGapThatTheSlotStillHas(t *testing.T) {
+	for _, spoolLost := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, fakepg.Options{})
+			w.tailing = true
+			held := w.srv.FillTo(5*mb + 50000)
+			w.run(12 * time.Second)
+			w.srv.FillTo(13*mb + 5000)
+			w.archive.gaps = one(4*mb+500, 10*mb)
+			for l := 10 * mb; l < 13*mb; l += mb {
+				n := segment.MinSize.Name(1, l)
+				w.archive.segments[n] = w.srv.WAL().Segment(n)
+			}
+			w.srv.SetSlot(slotName, held)
+			w.srv.RemoveWALBefore(5 * mb)
+			if spoolLost {
+				w.dir = t.TempDir()
+			}
+			end, _ := w.start(0)
+			time.Sleep(20 * time.Second)
+			settle()
+			w.worksOn(20 * time.Second)
+			if err := end(); err != nil {
+				t.Fatal(err)
+			}
+			w.checkBehind(1, 5*mb)
+		})
+	}
+}
+
 // TestHalfRecorded: of two timelines' gaps one was stored when the run ended.
 func TestHalfRecorded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

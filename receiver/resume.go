@@ -194,6 +194,15 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 			return err
 		}
 	}
+	if held && ok && archived.LSN >= end.LSN {
+		kept, err := r.keptInGap(ctx, *slot, end)
+		if err != nil {
+			return err
+		}
+		if kept {
+			archived = first
+		}
+	}
 	joined := archived
 	if held {
 		joined = first

@@ -106,6 +106,33 @@ func TestConnectTargetSessionAttrs(t *testing.T) {
 	})
 }
 
+// Each host alone, also one that target_session_attrs does not choose.
+func TestEach(t *testing.T) {
+	primary, standby := fakepg.New(fakepg.Options{}), fakepg.New(fakepg.Options{InRecovery: true})
+	defer primary.Close()
+	defer standby.Close()
+	cfg := parse(t, "sslmode=disable host=p,s port=1111,2222 target_session_attrs=primary", servers(map[string]*fakepg.Server{"p": primary, "s": standby}))
+	all := cfg.Each()
+	if len(all) != 2 {
+		t.Fatalf("%d hosts", len(all))
+	}
+	for i, want := range []string{"p:1111 as user walferry", "s:2222 as user walferry"} {
+		conn, err := replication.Connect(t.Context(), all[i])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if all[i].String() != want || conn.String() != want || conn.InRecovery() != (i == 1) {
+			t.Errorf("%s leads to %s, a standby: %v; want %s", all[i], conn, conn.InRecovery(), want)
+		}
+		if err := conn.Close(t.Context()); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := replication.Connect(t.Context(), cfg); err != nil || len(standby.Startups()) != 1 {
+		t.Errorf("the settings themselves have changed: %v", err)
+	}
+}
+
 func TestConnectRefusals(t *testing.T) {
 	for _, c := range []struct {
 		name     string
