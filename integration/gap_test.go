@@ -71,12 +71,12 @@ func (g *gapScene) recycle() {
 	})
 }
 
-// lost waits until the slot is invalidated, and retains nothing.
+// lost waits until the slot is invalidated.
 func (g *gapScene) lost() {
 	g.t.Helper()
 	eventually(g.t, "the slot to be lost", func() bool {
 		g.sql("CHECKPOINT")
-		return g.sql("SELECT wal_status || coalesce(restart_lsn::text, '') FROM pg_replication_slots WHERE slot_name = 'ferry'") == "lost"
+		return g.sql("SELECT wal_status FROM pg_replication_slots WHERE slot_name = 'ferry'") == "lost"
 	})
 }
 
@@ -88,6 +88,9 @@ func (g *gapScene) ways() map[string]func() {
 			g.change(map[string]string{"max_slot_wal_keep_size": "1MB"})
 			g.recycle()
 			g.lost()
+			if got := g.sql("SELECT coalesce(restart_lsn::text, 'null') FROM pg_replication_slots WHERE slot_name = 'ferry'"); got != "null" {
+				g.t.Errorf("the lost slot's restart_lsn is %s", got)
+			}
 		},
 	}
 	if g.pg.Installation().Major >= 18 {

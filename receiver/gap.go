@@ -299,6 +299,7 @@ func (r *Receiver) enough(at segment.LSN) bool {
 func (r *Receiver) shipFront(ctx context.Context) (segment.LSN, error) {
 	g, open := r.openSegment()
 	front := r.pos.LSN
+	r.publish(Waiting)
 	if open && g.Written() < front {
 		// A record of the segment before goes on in it, which it cannot check
 		// by itself.
@@ -363,10 +364,10 @@ func (r *Receiver) recordGap(ctx context.Context, gap *GapError) error {
 	facts := GapFacts{SystemIdentifier: r.system, Slot: r.o.Slot, Reason: gap.Cause.Error()}
 	for _, g := range slices.Backward(gap.Missing) {
 		if err := r.archive.PutGap(ctx, g, facts); err != nil {
-			return &archiveError{fmt.Errorf("recording the gap from %s: %w", g, err)}
+			return &recordError{err}
 		}
 	}
-	r.asking.Over()
+	r.noting.Over()
 	r.gaps = append(r.gaps, gap.Missing...)
 	r.log.Warn("a gap was recorded, and reception goes on behind it: no backup that was taken before can be restored to a moment behind the gap; take a base backup now: walferry backup create",
 		"missing_from", gap.Held().String(), "to", gap.End().String(), "reason", facts.Reason)

@@ -208,6 +208,7 @@ type Receiver struct {
 	trouble  *patience.Trouble // with the server
 	asking   *patience.Trouble // with the archive, before the stream begins
 	writing  *patience.Trouble // with the spool's disk
+	noting   *patience.Trouble // with the record of a gap
 
 	// What Run's goroutine knows between attempts.
 	held     []*spool.Segment // the spool as it was found
@@ -272,6 +273,7 @@ func New(sp *spool.Spool, ar Archive, up Uploader, o Options) *Receiver {
 		trouble: patience.New(troubles, "receive from the server"),
 		asking:  patience.New(troubles, "ask the archive where it ends, without which nothing can be received"),
 		writing: patience.New(troubles, "write to the spool"),
+		noting:  patience.New(troubles, "record a gap in the archive, before which nothing more can be received"),
 		held:    sp.Segments(),
 		heart:   heartbeat{epoch: time.Now()},
 	}
@@ -345,6 +347,8 @@ func (r *Receiver) Run(ctx context.Context) error {
 			trouble = r.asking
 		case errors.As(err, new(*spoolError)):
 			trouble = r.writing
+		case errors.As(err, new(*recordError)):
+			trouble = r.noting
 		}
 		r.publish(Waiting)
 		wait := trouble.Failed(err)
@@ -378,6 +382,12 @@ type archiveError struct{ err error }
 
 func (e *archiveError) Error() string { return e.err.Error() }
 func (e *archiveError) Unwrap() error { return e.err }
+
+// recordError is a failure to record a gap, as against one to ask the archive.
+type recordError struct{ err error }
+
+func (e *recordError) Error() string { return e.err.Error() }
+func (e *recordError) Unwrap() error { return e.err }
 
 // spoolError is a failure of the spool's disk, as against one of the server.
 // What was received and is not durable is streamed again.

@@ -2,6 +2,7 @@ package receiver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"strings"
 	"testing"
@@ -257,6 +258,39 @@ func TestLostSlot(t *testing.T) {
 			}
 			if lost {
 				t.Error("the slot was not made anew")
+			}
+		})
+	}
+}
+
+// TestASlotThatRetainsNothing: before 18 the server streams from a slot that it
+// has invalidated, and keeps no WAL for it. It is made anew, once.
+func TestASlotThatRetainsNothing(t *testing.T) {
+	for _, version := range []string{"14.20", "15.18", "17.2"} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, fakepg.Options{Version: version})
+			w.options.SlotPosition = func(context.Context, string) (segment.LSN, bool, error) {
+				l, ok := w.srv.Slot(slotName)
+				return l, ok, nil
+			}
+			w.srv.FillTo(3 * mb)
+			w.run(time.Second)
+			w.srv.FillTo(8 * mb)
+			w.srv.SetSlot(slotName, 0)
+			w.run(20 * time.Second)
+			w.srv.FillTo(9 * mb)
+			w.run(20 * time.Second)
+			if got := w.checkArchive(1); got != 9*mb {
+				t.Errorf("%s: the archive ends at %s", version, got)
+			}
+			made := 0
+			for _, sql := range w.srv.Commands() {
+				if strings.HasPrefix(sql, "CREATE_REPLICATION_SLOT") && strings.Contains(sql, "RESERVE_WAL") {
+					made++
+				}
+			}
+			if made != 1 {
+				t.Errorf("%s: the slot was made %d times", version, made)
 			}
 		})
 	}

@@ -14,6 +14,7 @@ import (
 type slotState struct {
 	exists  bool
 	restart segment.LSN // 0: unknown, or nothing reserved
+	empty   bool        // it is known that it retains nothing
 }
 
 // readSlot asks for our slot.
@@ -34,7 +35,7 @@ func (r *Receiver) readSlot(ctx context.Context, conn *replication.Conn) (slotSt
 		return slotState{}, fmt.Errorf("%w: replication slot %q is a %s slot; choose another name", ErrServer, r.o.Slot, s.Type)
 	}
 	r.slotSeen = s.Exists
-	return slotState{exists: s.Exists, restart: s.RestartLSN}, nil
+	return slotState{exists: s.Exists, restart: s.RestartLSN, empty: s.Exists && s.RestartLSN == 0}, nil
 }
 
 // readSlot14 does without READ_REPLICATION_SLOT, which came with PostgreSQL
@@ -49,7 +50,7 @@ func (r *Receiver) readSlot14(ctx context.Context) (slotState, error) {
 		r.log.Debug("an ordinary connection for the slot's position is refused", "error", err.Error())
 		return slotState{exists: r.slotSeen}, nil
 	}
-	return slotState{exists: ok, restart: restart}, nil
+	return slotState{exists: ok, restart: restart, empty: ok && restart == 0}, nil
 }
 
 // createSlot makes the slot with its WAL reserved, and says so.
@@ -89,7 +90,8 @@ func (r *Receiver) tryWithoutSlot(ctx context.Context, conn *replication.Conn) e
 // replaceLost makes the slot anew after the server has invalidated it. A lost
 // slot is no proof that WAL is gone: only when the server still has what
 // follows what we hold is it replaced; it retains nothing any more, so that
-// nothing is given up by dropping it.
+// nothing is given up by dropping it. (Before 18 the server streams from a lost
+// slot as if nothing were the matter, and keeps no WAL for it.)
 func (r *Receiver) replaceLost(ctx context.Context) error {
 	conn, err := r.o.Connect(ctx)
 	if err != nil {
@@ -98,7 +100,7 @@ func (r *Receiver) replaceLost(ctx context.Context) error {
 	if err := r.tryWithoutSlot(ctx, conn); err != nil {
 		return err
 	}
-	r.log.Warn("the server has invalidated the replication slot, and still has all WAL that follows what we hold: making the slot anew", "slot", r.o.Slot)
+	r.log.Warn("the replication slot retains nothing, most likely since the server has invalidated it, and the server still has all WAL that follows what we hold: making the slot anew", "slot", r.o.Slot)
 	if err := r.dropSlot(ctx); err != nil {
 		return err
 	}

@@ -77,6 +77,9 @@ func (r *Receiver) attempt(ctx context.Context) error {
 		r.tellFinished()
 		return nil
 	}
+	if slot.empty && !r.fresh && !r.o.SlotMustExist {
+		return r.replaceLost(ctx)
+	}
 	if !slot.exists && !r.o.SlotMustExist {
 		// A slot for WAL that is gone would only fill the server's disk.
 		if err := r.tryWithoutSlot(ctx, conn); err != nil {

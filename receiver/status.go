@@ -51,7 +51,7 @@ type Status struct {
 	Hold        bool // the hold lasts: what the archive has is reported
 
 	// Troubles are what is waited for, with the server, with the archive at a
-	// start, and with the spool's disk. They last until it has worked, through
+	// start and at a gap, and with the spool's disk. They last until it has worked, through
 	// further attempts.
 	Troubles []patience.Report
 }
@@ -68,7 +68,7 @@ func (r *Receiver) Status() Status {
 			s.Spooled.LSN = min(max(s.Spooled.LSN, p.LSN), s.Received.LSN)
 		}
 	}
-	for _, t := range []*patience.Trouble{r.trouble, r.asking, r.writing} {
+	for _, t := range []*patience.Trouble{r.trouble, r.asking, r.noting, r.writing} {
 		if report, ok := t.Report(); ok {
 			s.Troubles = append(s.Troubles, report)
 		}
