@@ -233,32 +233,3 @@ func TestEndPosBeforeTheStart(t *testing.T) {
 		}
 	})
 }
-
-// TestBeginWhereItIsTold: a directory that has nothing but the name of the
-// segment that was about to be received.
-func TestBeginWhereItIsTold(t *testing.T) {
-	for name, c := range map[string]struct{ told, want segment.Position }{
-		"known":            {segment.Position{Timeline: 1, LSN: 2 * mb}, segment.Position{Timeline: 1, LSN: 2 * mb}},
-		"another timeline": {segment.Position{Timeline: 2, LSN: 2 * mb}, segment.Position{Timeline: 1, LSN: 3 * mb}},
-		"not known":        {segment.Position{}, segment.Position{Timeline: 1, LSN: 3 * mb}},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, fakepg.Options{})
-				w.srv.FillTo(3*mb + 5000)
-				heard := &heardEvents{}
-				w.options.Slot, w.options.Events = "", heard
-				w.options.Begin = func(segment.Size) (segment.Position, bool) { return c.told, c.told.LSN != 0 }
-				end, _ := w.start(0)
-				time.Sleep(time.Second)
-				settle()
-				if err := end(); err != nil {
-					t.Errorf("Run = %v", err)
-				}
-				if got := heard.all()[0]; got != "starting "+c.want.String() {
-					t.Errorf("it was %s, want %s", got, c.want)
-				}
-			})
-		})
-	}
-}

@@ -175,16 +175,13 @@ type Options struct {
 	SlotMustExist   bool        // a slot that is missing or lost is not made: it is waited for
 	ApplicationName string      // ours, as synchronous_standby_names would name it
 	EndPos          segment.LSN // stop behind it; 0: never
-	// Begin is where a run begins that finds nothing held, before the slot is
-	// asked. Optional; ok is false when it does not know either.
-	Begin       func(segment.Size) (p segment.Position, ok bool)
-	NoLoop      bool // end with the first attempt
-	Ack         Ack
-	Synchronous Synchronous
-	NoSpool     bool  // the spool does not outlive the process: nothing in it is reported; with AckArchive only
-	NoFlush     bool  // flush is reported as 0: no slot moves, and no commit is released
-	Lazy        bool  // while no commit waits, an fsync may come a second later
-	Hold        int64 // bytes, with AckSpool; 0 turns the hold off
+	NoLoop          bool        // end with the first attempt
+	Ack             Ack
+	Synchronous     Synchronous
+	NoSpool         bool  // the spool does not outlive the process: nothing in it is reported; with AckArchive only
+	NoFlush         bool  // flush is reported as 0: no slot moves, and no commit is released
+	Lazy            bool  // while no commit waits, an fsync may come a second later
+	Hold            int64 // bytes, with AckSpool; 0 turns the hold off
 	// StatusInterval is how often a status goes out that nobody has asked for;
 	// 0: every 10 s, below 0: never.
 	StatusInterval time.Duration

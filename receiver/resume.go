@@ -429,11 +429,6 @@ func (r *Receiver) resolveFresh(ctx context.Context, conn *replication.Conn, s s
 	if lsn == 0 {
 		lsn = s.system.Flush
 	}
-	if r.o.Begin != nil {
-		if p, ok := r.o.Begin(r.size); ok && r.history.Owner(p.LSN) == p.Timeline {
-			lsn = p.LSN
-		}
-	}
 	r.beginAt(r.size.Start(lsn))
 	r.log.Info("beginning a new archive", "position", r.pos.String())
 	return nil

@@ -16,7 +16,6 @@ import (
 	"github.com/walferry/walferry/cmd/internal/settings"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
-	"github.com/walferry/walferry/segment/disk/waldir"
 )
 
 // dropInName is the name under which this program is PostgreSQL's
@@ -56,8 +55,6 @@ type dropIn struct {
 	pgreceivewal.Settings
 	log   *slog.Logger
 	store *storeSettings // nil: WAL goes into the directory alone
-
-	newest waldir.Newest // what was in the directory
 
 	// Of Events: what has been told.
 	began segment.Position

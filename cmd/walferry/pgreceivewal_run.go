@@ -46,8 +46,7 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 		ar = archive.New(store, archive.Options{Log: d.log, SingleReceiver: set.Bool("single-receiver")})
 		o.All, o.Hide = true, archivedAlready(ctx, ar, d.log)
 	}
-	files := waldir.New(disk.OS{}, d.Directory, o)
-	sp, err := spool.Open(files, d.Directory, spool.Options{Limit: math.MaxInt64 / 4, Log: d.log, GroupAccess: group, Keep: true})
+	sp, err := spool.Open(waldir.New(disk.OS{}, d.Directory, o), d.Directory, spool.Options{Limit: math.MaxInt64 / 4, Log: d.log, GroupAccess: group, Keep: true})
 	if err != nil {
 		return err
 	}
@@ -56,7 +55,6 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 			err = errors.Join(err, fmt.Errorf("closing the directory: %w", closeErr))
 		}
 	}()
-	d.newest = files.Newest()
 	if err = d.stream(ctx, server, sp, ar, set); err == nil {
 		d.finish()
 	}
@@ -109,7 +107,7 @@ func (d *dropIn) stream(ctx context.Context, server *replication.Config, sp *spo
 	o := receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, server) },
 		Slot:    d.Slot, SlotMustExist: true, ApplicationName: server.ApplicationName(),
-		EndPos: d.EndPos, NoLoop: d.NoLoop, Begin: d.begin,
+		EndPos: d.EndPos, NoLoop: d.NoLoop,
 		NoFlush: d.Slot == "" && !d.Synchronous, Lazy: !d.Synchronous,
 		StatusInterval: d.StatusInterval, ShutdownGrace: shutdownGrace,
 		Events: d, Log: d.log,
@@ -143,16 +141,6 @@ func (d *dropIn) stream(ctx context.Context, server *replication.Config, sp *spo
 	})
 	fits := func(segment.Size) error { return nil }
 	return join(ctx, receiver.New(sp, archiveView{ar, up, fits, d.log}, up, o), up, d.log, nothing)
-}
-
-// begin is where the newest partial begins, of which there may be nothing but
-// the name: the original begins there, too.
-func (d *dropIn) begin(size segment.Size) (p segment.Position, ok bool) {
-	n := d.newest.Name
-	if !d.newest.Found || d.newest.Complete || n.Check(size) != nil {
-		return segment.Position{}, false
-	}
-	return segment.Position{Timeline: n.Timeline, LSN: n.Start(size)}, true
 }
 
 // shutdownGrace is how long a stopping server may wait for us.
