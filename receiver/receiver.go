@@ -182,6 +182,10 @@ type Options struct {
 	NoFlush         bool  // flush is reported as 0: no slot moves, and no commit is released
 	Lazy            bool  // while no commit waits, an fsync may come a second later
 	Hold            int64 // bytes, with AckSpool; 0 turns the hold off
+	// Begin says where the directory goes on whose files outlive the spool
+	// (spool.Options.Keep), by their names alone: it may be more than the spool was
+	// shown. ok is false when there are none. Optional.
+	Begin func(segment.Size) (p segment.Position, ok bool)
 	// StatusInterval is how often a status goes out that nobody has asked for;
 	// 0: every 10 s, below 0: never.
 	StatusInterval time.Duration
@@ -219,20 +223,21 @@ type Receiver struct {
 	// Of the server that was reached last:
 	reached    *replication.Config
 	serverName string
-	history    segment.History // of the server's timeline at the last connect
-	seg        *spool.Segment  // open for writing; nil between segments
-	tail       tailPage        // of the segment before pos, when pos is a boundary
-	unsealed   segment.Name    // ends at pos, durable, and was given up before its seal; asked for again
-	skipPage   bool            // the server has no page before pos any more
-	reported   segment.LSN     // highest flush LSN reported on pos.Timeline
-	server     segment.LSN     // highest end of WAL that the server announced
-	created    bool            // this run made the slot, and has not reported anything yet
-	slotSeen   bool            // the slot was there when last used
-	toldKeep   bool            // max_slot_wal_keep_size was warned of
-	gaps       segment.Gaps    // recorded in the archive, as it was asked last
-	gapEnd     segment.LSN     // of a recorded gap: nothing that lies before is held; 0: none is known
-	until      segment.LSN     // where the stream of another host ends, which is read without a slot; 0: there is none
-	unasked    bool            // pos is the spool's end, since the archive could not be asked for its own
+	history    segment.History  // of the server's timeline at the last connect
+	seg        *spool.Segment   // open for writing; nil between segments
+	tail       tailPage         // of the segment before pos, when pos is a boundary
+	unsealed   segment.Name     // ends at pos, durable, and was given up before its seal; asked for again
+	skipPage   bool             // the server has no page before pos any more
+	reported   segment.LSN      // highest flush LSN reported on pos.Timeline
+	server     segment.LSN      // highest end of WAL that the server announced
+	created    bool             // this run made the slot, and has not reported anything yet
+	slotSeen   bool             // the slot was there when last used
+	toldKeep   bool             // max_slot_wal_keep_size was warned of
+	gaps       segment.Gaps     // recorded in the archive, as it was asked last
+	gapEnd     segment.LSN      // of a recorded gap: nothing that lies before is held; 0: none is known
+	until      segment.LSN      // where the stream of another host ends, which is read without a slot; 0: there is none
+	unasked    bool             // pos is the spool's end, since the archive could not be asked for its own
+	ahead      segment.Position // of a directory that is to be without a gap: where the archive ends, when that is further
 
 	fullSince time.Time // when it was last told that the spool is full
 	toldFull  bool      // and not yet that it has room again

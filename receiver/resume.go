@@ -124,6 +124,13 @@ func (r *Receiver) gapOr(err error, from segment.Position) error {
 		r.skipPage = true
 		return fmt.Errorf("the server has no WAL before %s any more; beginning there: %w", r.pos, errNextStart)
 	}
+	if r.ahead.LSN > r.pos.LSN {
+		r.log.Warn("the server has removed WAL that the directory lacks and the archive has: going on behind it; put the segments between into the directory where it must be without a gap",
+			"gap_begins", r.pos.String(), "gap_ends", r.ahead.String())
+		r.pos, r.ahead = r.ahead, segment.Position{}
+		r.spooled, r.tail, r.unsealed, r.skipPage = r.pos.LSN, tailPage{}, segment.Name{}, false
+		return errNextStart
+	}
 	if r.unasked {
 		// The archive may know more than a spool that lost its end with the power.
 		r.resolved = false
@@ -162,6 +169,11 @@ func (r *Receiver) startPosition() (from segment.Position, page bool) {
 func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server, slot *slotState) error {
 	if r.resolved && !r.fresh {
 		return nil
+	}
+	own, owned := r.own()
+	if owned && own.Timeline > s.system.Timeline {
+		r.pos = own
+		return r.checkContinuity(ctx, s)
 	}
 	if err := r.checkLineage(s); err != nil {
 		return err
@@ -217,6 +229,9 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		return err
 	}
 	switch {
+	case !held && !ok && owned:
+		r.beginOwn(own)
+		return nil
 	case !held && !ok:
 		return r.resolveFresh(ctx, conn, s, slot)
 	case !held:
@@ -237,6 +252,13 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 		r.pos = archived
 		r.uploader.Base(archived)
 	}
+	if held {
+		own = end
+	}
+	if r.spool.Keeps() && (held || owned) && own.LSN < r.pos.LSN && r.history.Contains(own) {
+		// What the archive has and the directory has not is asked for again.
+		r.ahead, r.pos = r.pos, own
+	}
 	if asked {
 		if err := errors.Join(r.behindGap(ctx), r.settleFront(ctx)); err != nil {
 			return err
@@ -248,7 +270,7 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 	if err := r.dropRemains(ctx, archived); err != nil {
 		return err
 	}
-	if asked {
+	if asked && r.ahead.LSN == 0 {
 		from := archived
 		if !ok {
 			from = first
@@ -443,6 +465,27 @@ func (r *Receiver) beginAt(lsn segment.LSN) {
 	r.uploader.Base(r.pos)
 }
 
+// own returns where the directory goes on, where there is one that is kept.
+func (r *Receiver) own() (p segment.Position, ok bool) {
+	if r.o.Begin == nil {
+		return p, false
+	}
+	return r.o.Begin(r.size)
+}
+
+// beginOwn begins where the directory goes on, though the spool has nothing of
+// it that could be compared: a partial of which nothing verifies, or WAL that
+// is not part of the server's history. checkContinuity judges the latter.
+func (r *Receiver) beginOwn(own segment.Position) {
+	if r.history.Contains(own) {
+		r.beginAt(own.LSN)
+		return
+	}
+	r.pos, r.spooled = own, own.LSN
+	r.resolved, r.fresh = true, false
+	r.uploader.Base(own)
+}
+
 // coversHeld reports whether the archive's run has every segment before its
 // end that the spool holds unsealed. Workers store in any order: a new archive
 // may have a younger segment first, and then its run begins behind what the
@@ -473,7 +516,7 @@ func (r *Receiver) along(n segment.Name) bool { return r.history.Owner(n.End(r.s
 // is safe. begin is the start of the segment that holds restart_lsn.
 func (r *Receiver) missedBefore(ctx context.Context, slot *slotState, joined segment.Position, any bool) (begin segment.LSN, missed bool, err error) {
 	begin = r.size.Start(slot.restart)
-	if !any || slot.restart == 0 || begin >= joined.LSN {
+	if !any || slot.restart == 0 || begin >= joined.LSN || r.spool.Keeps() { // a directory goes on from its newest file
 		return begin, false, nil
 	}
 	has, err := r.archiveHas(ctx, r.size.Name(r.history.Owner(begin), begin))
@@ -587,6 +630,9 @@ func (r *Receiver) childHeld(t segment.Timeline) bool {
 // of a segment that left the spool before it was sealed, when the power went
 // before the removal was durable.
 func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) error {
+	if r.spool.Keeps() {
+		return nil // they are gone on from
+	}
 	for _, g := range r.held {
 		n := g.Name()
 		if _, ended := g.Finished(); ended || g.Sealed() || g.End() > archived.LSN || !r.along(n) || r.inGap(n) {

@@ -37,8 +37,13 @@ const (
 // lazySeals is how many full segments may wait for their fsync in the hold.
 func (r *Receiver) lazySeals() int { return max(1, lazyBytes/int(r.size)) }
 
-// fullReminder is how often a spool that fills again and again is told.
-const fullReminder = 10 * time.Minute
+const (
+	// fullReminder is how often a spool that fills again and again is told.
+	fullReminder = 10 * time.Minute
+	// fullRetry is how often a full disk is tried again: nobody says that it has
+	// room.
+	fullRetry = 5 * time.Second
+)
 
 // streaming is one stream's state. Who has the turn works on it, and on the
 // receiver's: the loop, and beside it nobody but direct. So there is one at a
@@ -166,7 +171,11 @@ func (st *streaming) run(ctx context.Context) error {
 			return st.gone(err)
 		}
 		st.publish()
-		timer.Reset(time.Until(st.nextSync(st.feedback.next(time.Now()))))
+		next := st.nextSync(st.feedback.next(time.Now()))
+		if retry := time.Now().Add(fullRetry); st.full && retry.Before(next) {
+			next = retry
+		}
+		timer.Reset(time.Until(next))
 
 		batches := st.s.Batches()
 		if st.batch != nil {
@@ -400,6 +409,9 @@ func (r *Receiver) where() string {
 	if r.o.NoSpool {
 		return "the memory for WAL (--memory)"
 	}
+	if r.spool.Keeps() {
+		return "the disk of the directory"
+	}
 	return "the spool"
 }
 
@@ -419,7 +431,11 @@ func (st *streaming) nowFull(err error) {
 	if err != nil {
 		attrs = append(attrs, "error", err.Error())
 	}
-	r.log.Warn(r.where()+" is full: reception waits until segments are uploaded, and the server keeps its WAL until then; "+
+	until := "segments are uploaded"
+	if r.spool.Keeps() {
+		until, attrs = "there is room", attrs[6:]
+	}
+	r.log.Warn(r.where()+" is full: reception waits until "+until+", and the server keeps its WAL until then; "+
 		"nothing is lost as long as the server has room", attrs...)
 }
 

@@ -37,6 +37,7 @@ type world struct {
 	options Options
 	tailing bool // of the carriers
 	stalled bool // the carriers begin so
+	keep    bool // the spool's files are kept, as in a pg_receivewal's directory
 	log     *logBuffer
 	r       *Receiver
 
@@ -418,7 +419,7 @@ func connect(srv *fakepg.Server) func(ctx context.Context) (*replication.Conn, e
 // gives its error.
 func (w *world) start(limit int64) (end func() error, result <-chan error) {
 	w.t.Helper()
-	sp, err := spool.Open(w.fs, w.dir, spool.Options{Limit: limit})
+	sp, err := spool.Open(w.fs, w.dir, spool.Options{Limit: limit, Keep: w.keep})
 	if err != nil {
 		w.t.Fatal(err)
 	}

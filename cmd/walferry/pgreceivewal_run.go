@@ -46,7 +46,8 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 		ar = archive.New(store, archive.Options{Log: d.log, SingleReceiver: set.Bool("single-receiver")})
 		o.All, o.Hide = true, archivedAlready(ctx, ar, d.log)
 	}
-	sp, err := spool.Open(waldir.New(disk.OS{}, d.Directory, o), d.Directory, spool.Options{Limit: math.MaxInt64 / 4, Log: d.log, GroupAccess: group, Keep: true})
+	dir := waldir.New(disk.OS{}, d.Directory, o)
+	sp, err := spool.Open(dir, d.Directory, spool.Options{Limit: math.MaxInt64 / 4, Log: d.log, GroupAccess: group, Keep: true})
 	if err != nil {
 		return err
 	}
@@ -55,7 +56,7 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 			err = errors.Join(err, fmt.Errorf("closing the directory: %w", closeErr))
 		}
 	}()
-	if err = d.stream(ctx, server, sp, ar, set); err == nil {
+	if err = d.stream(ctx, server, dir, sp, ar, set); err == nil {
 		d.finish()
 	}
 	return err
@@ -103,13 +104,14 @@ func askGroupAccess(ctx context.Context, server *replication.Config) (group bool
 }
 
 // stream joins the receiver with the uploader, or with what stands in for it.
-func (d *dropIn) stream(ctx context.Context, server *replication.Config, sp *spool.Spool, ar *archive.Archive, set *settings.Set) error {
+func (d *dropIn) stream(ctx context.Context, server *replication.Config, dir *waldir.FS, sp *spool.Spool, ar *archive.Archive, set *settings.Set) error {
 	o := receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, server) },
 		Slot:    d.Slot, SlotMustExist: true, ApplicationName: server.ApplicationName(),
 		EndPos: d.EndPos, NoLoop: d.NoLoop,
 		NoFlush: d.Slot == "" && !d.Synchronous, Lazy: !d.Synchronous,
 		StatusInterval: d.StatusInterval, ShutdownGrace: shutdownGrace,
+		Begin:  func(size segment.Size) (segment.Position, bool) { return whereToGoOn(dir.Newest(), size) },
 		Events: d, Log: d.log,
 	}
 	if o.StatusInterval == 0 {
@@ -141,6 +143,18 @@ func (d *dropIn) stream(ctx context.Context, server *replication.Config, sp *spo
 	})
 	fits := func(segment.Size) error { return nil }
 	return join(ctx, receiver.New(sp, archiveView{ar, up, fits, d.log}, up, o), up, d.log, nothing)
+}
+
+// whereToGoOn is where pg_receivewal goes on from the newest file.
+func whereToGoOn(w waldir.Newest, size segment.Size) (p segment.Position, ok bool) {
+	if !w.Found || w.Name.Check(size) != nil {
+		return p, false
+	}
+	p = segment.Position{Timeline: w.Name.Timeline, LSN: w.Name.Start(size)}
+	if w.Complete {
+		p.LSN = w.Name.End(size)
+	}
+	return p, true
 }
 
 // shutdownGrace is how long a stopping server may wait for us.
