@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/urfave/cli/v2"
+
+	"github.com/walferry/walferry/cmd/internal/pgreceivewal"
 )
 
 // printHelp prints the help text of the whole program, of a group, or of a
@@ -17,6 +19,10 @@ func printHelp(w io.Writer, all, path []*cli.Command) error {
 		writeSynopses(&b, "walferry", all)
 		b.WriteString("\nwalferry help COMMAND tells more. Every flag of the form --flag-name is also the variable\nWALFERRY_FLAG_NAME and, as flag-name, a key of the YAML file that --config names.\n\nExit codes: 0 done, 1 failed, 2 wrong usage, 3 stopped for safety: a person must decide.\n")
 		_, err := io.WriteString(w, b.String())
+		return err
+	}
+	if path[0].Name == dropInName {
+		_, err := io.WriteString(w, pgreceivewal.Help(dropInName))
 		return err
 	}
 	call := "walferry"

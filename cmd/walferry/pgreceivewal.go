@@ -35,13 +35,11 @@ func dropInArguments(argv0 string, args []string) (as string, rest []string, ok 
 }
 
 // dropInCommand is the line of pg_receivewal among the commands. As the first
-// word it never comes here.
+// word it never comes here, and its help is its own.
 func dropInCommand() *cli.Command {
 	return &cli.Command{
 		Name:  dropInName,
 		Usage: "be PostgreSQL's pg_receivewal, as this program also is under that name",
-		Description: `Takes the command line of PostgreSQL's pg_receivewal and keeps its directory as that
-does: see walferry pg_receivewal --help. With --store the WAL goes into the archive, too.`,
 		Action: func(*cli.Context) error {
 			return usageError("%s takes its own flags only: want walferry %s ..., without anything in between", dropInName, dropInName)
 		},
