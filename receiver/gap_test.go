@@ -16,6 +16,8 @@ import (
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk/crashfs"
+	"github.com/walferry/walferry/segment/spool"
 )
 
 // gapWorld is a world that has received up to a bit behind 3 MB, with tail
@@ -716,4 +718,119 @@ func (w *world) restoreFile(files map[string][]byte, name string) {
 	if err := os.WriteFile(filepath.Join(w.dir, name), files[name], 0o600); err != nil {
 		w.t.Fatal(err)
 	}
+}
+
+// TestGapIsCutEverywhere cuts the connection at one command of the server's
+// after the other, or the power at one operation of the spool's disk after the
+// other, while a gap is met and recorded. Whatever was reported as flushed is in
+// the archive, in the spool, or in a recorded gap; and the next run goes on.
+func TestGapIsCutEverywhere(t *testing.T) {
+	step := 4
+	if os.Getenv("WALFERRY_FULL") != "" {
+		step = 1
+	}
+	for _, power := range []bool{false, true} {
+		for n := 1; ; n += step {
+			reached := false
+			synctest.Test(t, func(t *testing.T) { reached = cutAtGap(t, power, n) })
+			if t.Failed() {
+				t.Fatalf("power=%v, operation %d", power, n)
+			}
+			if !reached {
+				if n < 10 {
+					t.Errorf("power=%v: only %d operations: the sweep shows nothing", power, n)
+				}
+				break
+			}
+		}
+	}
+}
+
+// cutAtGap reports whether the run was long enough for the n-th operation.
+func cutAtGap(t *testing.T, power bool, n int) (reached bool) {
+	disk := crashfs.New(uint64(n))
+	w := newWorld(t, fakepg.Options{})
+	w.fs, w.dir, w.tailing = disk, "/spool", true
+	held := w.srv.FillTo(3*mb + 50000)
+	w.run(12 * time.Second)
+	at := w.srv.FillTo(4*mb + 50000)
+	w.srv.Promote(at)
+	w.srv.FillTo(8*mb + 10000)
+	w.srv.RemoveWALBefore(6 * mb)
+	w.options.OnGap, w.options.Slot, w.options.NoLoop = RecordGap, "another", true
+	commands := 0
+	if !power {
+		w.srv.OnCommand(func(string) error {
+			if commands++; commands == n {
+				return fakepg.ErrDrop
+			}
+			return nil
+		})
+	}
+	end, _ := w.start(0)
+	if power {
+		disk.StopAt(n)
+	}
+	begin := disk.Ops()
+	time.Sleep(20 * time.Second)
+	w.srv.FillTo(9*mb + 10000)
+	time.Sleep(20 * time.Second)
+	settle()
+	if err := end(); err != nil && !errors.Is(err, crashfs.ErrCrashed) {
+		t.Logf("Run: %v", err)
+	}
+	reached = commands >= n || power && disk.Ops()-begin >= n
+	if power {
+		disk.Crash()
+	}
+	w.srv.OnCommand(nil)
+	var flush segment.LSN
+	for _, s := range w.srv.Statuses() {
+		flush = max(flush, s.Flush)
+	}
+	sp, err := spool.Open(disk, w.dir, spool.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for l := mb; l < flush; l += 10_000 {
+		owner := segment.Timeline(2)
+		if l < at {
+			owner = 1
+		}
+		if name := segment.MinSize.Name(owner, l); !w.has(name, l) && !inSpool(sp, w, name, l) && !slices.ContainsFunc(w.recorded(), func(g segment.Gap) bool {
+			return g.Timeline == owner && g.Start <= l && l < g.End
+		}) {
+			t.Fatalf("flush %s was reported, and %s is nowhere", flush, l)
+		}
+	}
+	if err := sp.Close(); err != nil {
+		t.Error(err)
+	}
+	w.options.NoLoop = false
+	w.runs(40 * time.Second)
+	want := segment.Gaps{{Timeline: 1, Start: held, End: at}, {Timeline: 2, Start: at, End: 6 * mb}}
+	if got := w.recorded(); !slices.Equal(got, want) {
+		t.Errorf("recorded: %v, want %v", got, want)
+	}
+	w.checkFront(1, held)
+	w.checkBehind(2, 6*mb)
+	w.checkStatuses()
+	return reached
+}
+
+// has reports whether the archive has the byte at an LSN, of a segment or its
+// timeline's parent's.
+func (w *world) has(n segment.Name, l segment.LSN) bool {
+	w.archive.mu.Lock()
+	defer w.archive.mu.Unlock()
+	_, whole := w.archive.segments[n]
+	return whole || w.archive.partials[n] > l || n.Start(segment.MinSize)+segment.LSN(len(w.archive.tails[n])) > l
+}
+
+// inSpool reports whether the spool has it, as the server sent it.
+func inSpool(sp *spool.Spool, w *world, n segment.Name, l segment.LSN) bool {
+	b := make([]byte, 1)
+	return slices.ContainsFunc(sp.Segments(), func(g *spool.Segment) bool {
+		return g.Name() == n && g.ReadAt(b, l) == nil && bytes.Equal(b, w.srv.WAL().Bytes(n.Timeline, l, l+1))
+	})
 }

@@ -639,6 +639,9 @@ func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) e
 			continue
 		}
 		body, err := r.archive.Segment(ctx, n)
+		if errors.Is(err, ErrNotArchived) {
+			continue
+		}
 		if err != nil {
 			return &archiveError{err}
 		}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math"
 	"slices"
 	"sync"
 	"syscall"
@@ -83,17 +84,24 @@ func (a *testArchive) RunEnd(_ context.Context, h segment.History, size segment.
 	if a.down != nil {
 		return segment.Position{}, false, a.down
 	}
-	var end segment.Position
+	whole := map[segment.LSN]bool{}
+	end := segment.LSN(math.MaxUint64)
 	for n := range a.segments {
-		p := segment.Position{Timeline: n.Timeline, LSN: n.End(size)}
-		if (n.Timeline == h.Timeline || h.Contains(p)) && p.LSN > end.LSN {
-			end = p
+		if h.Owner(n.End(size)-1) == n.Timeline {
+			whole[n.Start(size)], end = true, min(end, n.Start(size))
 		}
 	}
-	if behind, ok := a.gaps.Behind(h, size, end.LSN); ok && end.LSN != 0 {
-		end = segment.Position{Timeline: h.Owner(behind), LSN: behind}
+	if len(whole) == 0 {
+		return segment.Position{}, false, nil
 	}
-	return end, end.LSN != 0, nil
+	for more := true; more; {
+		if more = whole[end]; more {
+			end += segment.LSN(size)
+		} else if behind, ok := a.gaps.Behind(h, size, end); ok {
+			end, more = behind, true
+		}
+	}
+	return segment.Position{Timeline: h.Owner(end), LSN: end}, true, nil
 }
 
 func (a *testArchive) Gaps(context.Context) (segment.Gaps, error) {
@@ -165,8 +173,14 @@ func (a *testArchive) AssembleTails(_ context.Context, n segment.Name, _ segment
 	if len(b) == 0 {
 		return 0, nil
 	}
-	// Some more than counts: an object that turned out not to be of the chain.
-	if _, err := into.WriteAt(append(bytes.Clone(b), "remains"...)[:min(len(b)+7, int(segment.MinSize))], 0); err != nil {
+	// Some more than counts, where there is nothing yet: an object that turned
+	// out not to be of the chain.
+	remains := []byte("remains")[:min(7, int(segment.MinSize)-len(b))]
+	there := make([]byte, len(remains))
+	if _, err := into.ReadAt(there, int64(len(b))); err != nil || !zero(there) {
+		remains = nil
+	}
+	if _, err := into.WriteAt(append(bytes.Clone(b), remains...), 0); err != nil {
 		return 0, err
 	}
 	return uint32(len(b)), nil
