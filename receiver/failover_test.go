@@ -15,6 +15,7 @@ import (
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/spool"
 )
 
 // address leads to one server, and can be pointed to another.
@@ -562,6 +563,47 @@ func TestSeveralSwitchesInOneSegment(t *testing.T) {
 				}
 				w.checkStatuses()
 				if left := w.sp.Segments(); len(left) > 1 {
+					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
+				}
+			})
+		})
+	}
+}
+
+// TestTwoPromotionsToOneTimeline: two servers were promoted to a timeline of the
+// same number. What the archive has of the first is nothing of the second: a
+// receiver that has nothing else is not given it.
+func TestTwoPromotionsToOneTimeline(t *testing.T) {
+	for name, spoolLost := range map[string]bool{"with its spool": false, "spool lost": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newArchiveWorld(t, fakepg.Options{})
+				db := w.address()
+				at := w.srv.FillTo(3*mb + 5000)
+				wal := fakepg.NewWAL(7300000000000000001, segment.MinSize, 0) // the same as yet
+				other := fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize})
+				defer other.Close()
+				other.SetSlot(slotName, mb)
+				other.Promote(other.FillTo(3*mb + 1000))
+				other.FillTo(4 * mb)
+				end, _ := w.start(0)
+				time.Sleep(12 * time.Second)
+				w.srv.Promote(at)
+				w.srv.FillTo(3*mb + 90000)
+				time.Sleep(20 * time.Second)
+				settle()
+				if err := end(); err != nil {
+					t.Fatal(err)
+				}
+				if spoolLost {
+					w.dir = t.TempDir()
+				}
+				db.point(other)
+				if err := w.refused(); !errors.Is(err, ErrConflict) && !errors.Is(err, spool.ErrConflict) || !strings.Contains(err.Error(), "two servers were promoted to timeline 2") {
+					t.Errorf("Run = %v", err)
+				}
+				nothingReported(t, other)
+				if left := w.sp.Segments(); spoolLost && len(left) > 0 {
 					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
 				}
 			})

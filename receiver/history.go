@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"slices"
 
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
@@ -119,23 +120,42 @@ func (r *Receiver) checkLineage(s server) error {
 	return nil
 }
 
-// checkArchivesLineage does the same with the histories that the archive has. A
-// spool that holds WAL can do without the answer: it knows the histories itself.
+// checkArchivesLineage does the same with the histories that the archive has,
+// and looks whether the one of the server's timeline is the server's: another
+// server may have been promoted to the same number. A spool that holds WAL can do
+// without the answer: it knows the histories itself.
 func (r *Receiver) checkArchivesLineage(ctx context.Context, s server, held bool) error {
 	ask, cancel := ctx, func() {}
 	if held {
 		ask, cancel = context.WithTimeout(ctx, claimPatience)
 	}
 	defer cancel()
-	known, err := r.archive.Histories(ask, s.system.Timeline)
+	known, err := r.archive.Histories(ask, max(s.system.Timeline, 2)-1) // the first has none
 	switch {
 	case err == nil:
+		if err := r.checkSame(known); err != nil {
+			return err
+		}
 		return checkFollowed(known, s, "the archive")
 	case held && !Final(err) && ctx.Err() == nil:
 		r.log.Warn("the archive cannot be asked for newer timelines; going on with what the spool knows of", "error", err.Error())
 		return nil
 	}
 	return &archiveError{err}
+}
+
+// checkSame makes sure that what the archive says of the server's timeline is
+// what the server says.
+func (r *Receiver) checkSame(known []segment.History) error {
+	for _, h := range known {
+		if h.Timeline == r.history.Timeline && !slices.EqualFunc(h.Ancestors, r.history.Ancestors, func(a, b segment.Switch) bool {
+			return a.Timeline == b.Timeline && a.At == b.At
+		}) {
+			return fmt.Errorf("%w: %s in the archive says that the timeline began at %s, the server's at %s: two servers were promoted to timeline %d",
+				ErrConflict, h.Timeline.HistoryName(), h.Begin(), r.history.Begin(), h.Timeline)
+		}
+	}
+	return nil
 }
 
 // checkFollowed makes sure that no timeline is known that followed the
