@@ -8,11 +8,18 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/walferry/walferry/restore/instance"
 )
 
 // load is traffic on the scene's cluster until stop.
 type load struct {
 	stopped func()
+}
+
+// libpq is an environment in which PostgreSQL's programs find a server.
+func libpq(pg *instance.Server) []string {
+	return []string{"PGHOST=" + pg.SocketDir(), "PGPORT=" + strconv.Itoa(pg.Port()), "PGUSER=postgres", "PGDATABASE=postgres"}
 }
 
 // pgbench runs pgbench's own load, or what comes near it where the
@@ -25,7 +32,7 @@ func (s *scene) pgbench() *load {
 		w := s.writer()
 		return &load{stopped: func() { w.stop() }}
 	}
-	env := []string{"PGHOST=" + s.pg.SocketDir(), "PGPORT=" + strconv.Itoa(s.pg.Port()), "PGUSER=postgres", "PGDATABASE=postgres"}
+	env := libpq(s.pg)
 	start(s.t, env, i.Program("pgbench"), "--initialize", "--scale=1", "--quiet").exits(0)
 	// Many more transactions than a test waits for; no duration is agreed on.
 	p := start(s.t, env, i.Program("pgbench"), "--client=4", "--jobs=1", "--no-vacuum", "--transactions=10000000")

@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -50,8 +49,7 @@ func newLostHost(t *testing.T) *lostHost {
 // bench starts pgbench.
 func (s *lostHost) bench(args ...string) *process {
 	s.t.Helper()
-	env := []string{"PGHOST=" + s.pg.SocketDir(), "PGPORT=" + strconv.Itoa(s.pg.Port()), "PGUSER=postgres", "PGDATABASE=postgres"}
-	return start(s.t, env, s.pg.Installation().Program("pgbench"), args...)
+	return start(s.t, libpq(s.pg), s.pg.Installation().Program("pgbench"), args...)
 }
 
 // burst starts a load that writes several segments, and fewer than the hold

@@ -304,7 +304,7 @@ func (c *Config) reason(err error, pc *pgconn.Config) error {
 		}
 		se := &ServerError{Severity: sev, SQLSTATE: pe.Code, Message: pe.Message, Detail: pe.Detail, Hint: pe.Hint, Routine: pe.Routine}
 		if pe.Code == "28P01" && pc.Password == "" {
-			return fmt.Errorf("no password was given (PGPASSWORD, -W, or a line for database %s in the password file): %w", pc.Database, se)
+			return fmt.Errorf("%w (PGPASSWORD, -W, or a line for database %s in the password file): %w", ErrNoPassword, pc.Database, se)
 		}
 		return se
 	}

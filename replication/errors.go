@@ -43,6 +43,8 @@ var (
 	// ErrNoCompression: the server cannot compress a base backup as asked for:
 	// it is older than PostgreSQL 15, or was built without the library.
 	ErrNoCompression = errors.New("the server cannot compress a base backup in this way")
+	// ErrNoPassword: the server wants a password, and none was found.
+	ErrNoPassword = errors.New("no password was given")
 	// ErrProtocol: the server sent what the protocol does not allow.
 	ErrProtocol = errors.New("protocol violation")
 	// ErrClosed: the connection or stream was closed by its owner.

@@ -52,6 +52,12 @@ func (c *call) connectionAs(application string) (*replication.Config, error) {
 	return config, nil
 }
 
+// hasTerminal reports whether there is somebody who can be asked.
+func hasTerminal() bool {
+	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
+	return err == nil && tty.Close() == nil
+}
+
 // promptPassword asks for a password on the terminal, without showing it.
 func promptPassword(ctx context.Context) (password string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)

@@ -51,8 +51,9 @@ func dropInCommand() *cli.Command {
 type dropIn struct {
 	*program
 	pgreceivewal.Settings
-	log   *slog.Logger
-	store *storeSettings // nil: WAL goes into the directory alone
+	log    *slog.Logger
+	store  *storeSettings // nil: WAL goes into the directory alone
+	server *replication.Config
 
 	// Of Events: what has been told.
 	began segment.Position
@@ -109,20 +110,19 @@ func (d *dropIn) do() error {
 		level = slog.LevelInfo
 	}
 	d.log = slog.New(pgreceivewal.NewHandler(d.stderr, dropInName, level))
-	server, err := d.server()
-	if err != nil {
+	if err := d.findServer(); err != nil {
 		return err
 	}
-	for _, notice := range server.Notices() {
+	for _, notice := range d.server.Notices() {
 		d.log.Warn(notice)
 	}
 	if d.CreateSlot || d.DropSlot {
-		return d.slotAction(ctx, server)
+		return d.slotAction(ctx)
 	}
 	if d.HasSlot && replication.CheckSlotName(d.Slot) != nil {
 		return commandError("START_REPLICATION", slotNameError(d.Slot, replication.CheckSlotName(d.Slot)))
 	}
-	return d.receive(ctx, server, set)
+	return d.receive(ctx, set)
 }
 
 // openDirectory finds out what pg_receivewal finds out before it connects.
@@ -155,10 +155,10 @@ func (d *dropIn) storeSettings() (*settings.Set, error) {
 	return set, nil
 }
 
-// server returns how the server is reached.
-func (d *dropIn) server() (*replication.Config, error) {
+// findServer finds out how the server is reached.
+func (d *dropIn) findServer() error {
 	if err := d.CheckConnection(); err != nil {
-		return nil, err
+		return err
 	}
 	params := replication.Params{
 		DSN: d.ConnString, Host: d.Host, Port: d.Port, User: d.User,
@@ -167,12 +167,32 @@ func (d *dropIn) server() (*replication.Config, error) {
 	if d.AskPassword {
 		params.Password = promptPassword
 	}
-	return replication.ParseConfig(params)
+	server, err := replication.ParseConfig(params)
+	if err != nil {
+		return err
+	}
+	d.server = server
+	return nil
+}
+
+// connect connects for the first time. When the server wants a password that
+// nobody has given, it is asked for, once, where there is a terminal and
+// --no-password does not forbid it.
+func (d *dropIn) connect(ctx context.Context) (*replication.Conn, error) {
+	conn, err := replication.Connect(ctx, d.server)
+	if !errors.Is(err, replication.ErrNoPassword) || d.NoPassword || d.AskPassword || !hasTerminal() {
+		return conn, err
+	}
+	d.AskPassword = true
+	if err := d.findServer(); err != nil {
+		return nil, err
+	}
+	return replication.Connect(ctx, d.server)
 }
 
 // slotAction is --create-slot or --drop-slot.
-func (d *dropIn) slotAction(ctx context.Context, server *replication.Config) error {
-	conn, err := replication.Connect(ctx, server)
+func (d *dropIn) slotAction(ctx context.Context) error {
+	conn, err := d.connect(ctx)
 	if err != nil {
 		return err
 	}

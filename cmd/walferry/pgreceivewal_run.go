@@ -26,8 +26,8 @@ import (
 
 // receive streams until it is told to stop, or the end position is reached. set
 // is nil where WAL goes into the directory alone.
-func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *settings.Set) (err error) {
-	group, err := d.contact(ctx, server)
+func (d *dropIn) receive(ctx context.Context, set *settings.Set) (err error) {
+	group, err := d.contact(ctx)
 	if err != nil || ctx.Err() != nil {
 		return err
 	}
@@ -56,7 +56,7 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 			err = errors.Join(err, fmt.Errorf("closing the directory: %w", closeErr))
 		}
 	}()
-	if err = d.stream(ctx, server, dir, sp, ar, set); err == nil {
+	if err = d.stream(ctx, dir, sp, ar, set); err == nil {
 		d.finish()
 	}
 	return err
@@ -66,10 +66,10 @@ func (d *dropIn) receive(ctx context.Context, server *replication.Config, set *s
 // directory, and so ours, may be read by its group. What may pass is waited
 // for, unless nothing is to be waited for; what a server says about us, and a
 // host that nobody knows, is an error.
-func (d *dropIn) contact(ctx context.Context, server *replication.Config) (group bool, err error) {
+func (d *dropIn) contact(ctx context.Context) (group bool, err error) {
 	trouble := patience.New(nil, "")
 	for {
-		group, err = askGroupAccess(ctx, server)
+		group, err = d.askGroupAccess(ctx)
 		if err == nil || ctx.Err() != nil {
 			d.contacted = err == nil
 			return group, nil
@@ -86,8 +86,8 @@ func (d *dropIn) contact(ctx context.Context, server *replication.Config) (group
 }
 
 // askGroupAccess asks a server that has just been connected to.
-func askGroupAccess(ctx context.Context, server *replication.Config) (group bool, err error) {
-	conn, err := replication.Connect(ctx, server)
+func (d *dropIn) askGroupAccess(ctx context.Context) (group bool, err error) {
+	conn, err := d.connect(ctx)
 	if err != nil {
 		return false, err
 	}
@@ -104,10 +104,10 @@ func askGroupAccess(ctx context.Context, server *replication.Config) (group bool
 }
 
 // stream joins the receiver with the uploader, or with what stands in for it.
-func (d *dropIn) stream(ctx context.Context, server *replication.Config, dir *waldir.FS, sp *spool.Spool, ar *archive.Archive, set *settings.Set) error {
+func (d *dropIn) stream(ctx context.Context, dir *waldir.FS, sp *spool.Spool, ar *archive.Archive, set *settings.Set) error {
 	o := receiver.Options{
-		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, server) },
-		Slot:    d.Slot, SlotMustExist: true, ApplicationName: server.ApplicationName(),
+		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, d.server) },
+		Slot:    d.Slot, SlotMustExist: true, ApplicationName: d.server.ApplicationName(),
 		EndPos: d.EndPos, NoLoop: d.NoLoop,
 		NoFlush: d.Slot == "" && !d.Synchronous, Lazy: !d.Synchronous,
 		StatusInterval: d.StatusInterval, ShutdownGrace: shutdownGrace,

@@ -220,6 +220,9 @@ func attemptWords(host string, reason error) string {
 		where = tcpWords(host, reason)
 		hint = "\n\tIs the server running on that host and accepting TCP/IP connections?"
 	}
+	if errors.Is(reason, replication.ErrNoPassword) {
+		return where + "fe_sendauth: no password supplied"
+	}
 	var server *replication.ServerError
 	if errors.As(reason, &server) {
 		return where + serverWords(server)

@@ -36,6 +36,8 @@ func TestDropInWords(t *testing.T) {
 	Is the server running locally and accepting connections on that socket?`},
 		"no such host": {connect("nohost.invalid:5432", &net.DNSError{Name: "nohost.invalid", IsNotFound: true}),
 			`could not translate host name "nohost.invalid" to address: Name or service not known`},
+		"no password": {connect("127.0.0.1:5432", fmt.Errorf("%w: %w", replication.ErrNoPassword, role)),
+			`connection to server at "127.0.0.1", port 5432 failed: fe_sendauth: no password supplied`},
 		"role":     {connect("127.0.0.1:5432", role), `connection to server at "127.0.0.1", port 5432 failed: FATAL:  role "nix" does not exist`},
 		"slot":     {fmt.Errorf("START_REPLICATION on h: %w", errors.Join(replication.ErrSlotMissing, slot)), `could not send replication command "START_REPLICATION": ERROR:  replication slot "s" does not exist`},
 		"shutdown": {fmt.Errorf("x: %w", replication.ErrShutdown), "replication stream was terminated before stop point"},
