@@ -14,6 +14,7 @@ import (
 	"strings"
 	"testing"
 	"testing/iotest"
+	"testing/synctest"
 )
 
 var methods = []Method{{LZ4, 0}, {LZ4, 2}, {LZ4, 3}, {LZ4, 12}, {Zstd, 0}, {Zstd, 1}, {Zstd, 9}, {Zstd, 19}, {None, 0}}
@@ -650,72 +651,114 @@ func BenchmarkEncode(b *testing.B) {
 // A stream says no size, is read to its end, and is damaged wherever it is cut.
 func TestStream(t *testing.T) {
 	for _, m := range methods {
-		t.Run(m.String(), func(t *testing.T) {
-			e := NewEncoders(m)
-			for _, n := range sizes(m) {
-				if n > 5<<20 || m.Level > 9 && n > 8192 {
-					continue // the same as below, and the race detector is slow
-				}
-				content := walLike(n, uint64(n))
-				var out bytes.Buffer
-				w, err := e.NewStream(&out)
-				if err != nil {
-					t.Fatal(err)
-				}
-				for p := content; len(p) > 0; {
-					c := min(len(p), 77_777)
-					if _, err := w.Write(p[:c]); err != nil {
-						t.Fatal(err)
-					}
-					p = p[c:]
-				}
-				if err := w.Close(); err != nil {
-					t.Fatal(err)
-				}
-				got, err := decode(out.Bytes(), m.Ext())
-				if err != nil || !bytes.Equal(got, content) {
-					t.Fatalf("%d bytes: %d bytes back, %v", n, len(got), err)
-				}
-				if m.Name == None || n > 1<<20 {
-					continue
-				}
-				for _, cut := range cutsOf(out.Len()) {
-					if got, err := decode(out.Bytes()[:cut], m.Ext()); !errors.Is(err, ErrDamaged) {
-						t.Fatalf("%d bytes, cut to %d of %d: %d bytes, %v", n, cut, out.Len(), len(got), err)
-					}
-				}
-				// The encoder goes back to those that are told the size.
-				if got := encode(t, e, content, whole); !bytes.Equal(got, encode(t, NewEncoders(m), content, whole)) {
-					t.Error("a used encoder writes another frame")
-				}
-			}
-		})
+		t.Run(m.String(), func(t *testing.T) { testStream(t, m, NewEncoders(m)) })
+		if m.Name == LZ4 {
+			t.Run(m.String()+" in parallel", func(t *testing.T) { testStream(t, m, NewStreamEncoders(m, StreamOptions{Parallel: 3})) })
+			t.Run(m.String()+" without a checksum", func(t *testing.T) { testStream(t, m, NewStreamEncoders(m, StreamOptions{NoChecksum: true})) })
+		}
 	}
 }
 
-// A stream whose target fails gets no end, whoever closes it.
+func testStream(t *testing.T, m Method, e *Encoders) {
+	for _, n := range sizes(m) {
+		if n > 5<<20 || m.Level > 9 && n > 8192 {
+			continue // the same as below, and the race detector is slow
+		}
+		content := walLike(n, uint64(n))
+		var out bytes.Buffer
+		w, err := e.NewStream(&out)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for p := content; len(p) > 0; {
+			c := min(len(p), 77_777)
+			if _, err := w.Write(p[:c]); err != nil {
+				t.Fatal(err)
+			}
+			p = p[c:]
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := decode(out.Bytes(), m.Ext())
+		if err != nil || !bytes.Equal(got, content) {
+			t.Fatalf("%d bytes: %d bytes back, %v", n, len(got), err)
+		}
+		if m.Name == None || n > 1<<20 {
+			continue
+		}
+		for _, cut := range cutsOf(out.Len()) {
+			if got, err := decode(out.Bytes()[:cut], m.Ext()); !errors.Is(err, ErrDamaged) {
+				t.Fatalf("%d bytes, cut to %d of %d: %d bytes, %v", n, cut, out.Len(), len(got), err)
+			}
+		}
+		// The encoder goes back to those that are told the size.
+		if got := encode(t, e, content, whole); !bytes.Equal(got, encode(t, NewEncoders(m), content, whole)) {
+			t.Error("a used encoder writes another frame")
+		}
+	}
+}
+
+// A stream whose target fails, or that is given up, gets no end, whoever closes
+// it, and nothing runs any more.
 func TestStreamGivenUp(t *testing.T) {
 	for _, m := range methods {
 		if m.Name == None {
 			continue
 		}
-		broken := errors.New("cancelled")
-		var out bytes.Buffer
-		w, err := NewEncoders(m).NewStream(writerFunc(func(p []byte) (int, error) {
-			if out.Len() > 100_000 {
-				return 0, broken
+		for _, parallel := range []int{1, 3} {
+			for _, giveUp := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s %d %v", m, parallel, giveUp), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
+						broken := errors.New("cancelled")
+						var out bytes.Buffer
+						w, err := NewStreamEncoders(m, StreamOptions{Parallel: parallel}).NewStream(writerFunc(func(p []byte) (int, error) {
+							if !giveUp && out.Len() > 100_000 {
+								return 0, broken
+							}
+							return out.Write(p)
+						}))
+						if err != nil {
+							t.Fatal(err)
+						}
+						_, err = w.Write(walLike(3<<20, 6))
+						if giveUp {
+							w.GiveUp()
+							broken = errGivenUp
+						}
+						n := out.Len()
+						if err = errors.Join(err, w.Close()); !errors.Is(err, broken) {
+							t.Error(err)
+						}
+						if giveUp && out.Len() != n {
+							t.Errorf("%d bytes were written after it was given up", out.Len()-n)
+						}
+						if got, err := decode(out.Bytes(), m.Ext()); !errors.Is(err, ErrDamaged) {
+							t.Errorf("what was written before decodes to %d bytes, %v", len(got), err)
+						}
+					})
+				})
 			}
-			return out.Write(p)
-		}))
-		if err != nil {
-			t.Fatal(err)
 		}
-		_, err = w.Write(walLike(3<<20, 6))
-		if err = errors.Join(err, w.Close()); !errors.Is(err, broken) {
-			t.Errorf("%s: %v", m, err)
+	}
+}
+
+// An error of the target is told by a Write that comes soon behind it, not only
+// in the end.
+func TestStreamTellsItsTargetsError(t *testing.T) {
+	broken := errors.New("no space")
+	w, err := NewStreamEncoders(Method{Name: LZ4}, StreamOptions{Parallel: 2}).NewStream(writerFunc(func([]byte) (int, error) { return 0, broken }))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.GiveUp()
+	block := walLike(1<<20, 7)
+	for range 100 {
+		if _, err = w.Write(block); err != nil {
+			break
 		}
-		if got, err := decode(out.Bytes(), m.Ext()); !errors.Is(err, ErrDamaged) {
-			t.Errorf("%s: what was written before decodes to %d bytes, %v", m, len(got), err)
-		}
+	}
+	if !errors.Is(err, broken) {
+		t.Errorf("Write = %v", err)
 	}
 }

@@ -15,21 +15,42 @@ import (
 // concurrent use; a writer is not. An encoder in use holds about 3 MiB for
 // lz4, and 10 to 50 MiB for zstd, more with the level.
 type Encoders struct {
-	method Method
-	pool   sync.Pool // of encoder
+	method  Method
+	streams StreamOptions
+	pool    sync.Pool // of encoder
+}
+
+// StreamOptions say how lz4 streams are written; other methods' are the same.
+type StreamOptions struct {
+	// Parallel is how many blocks are encoded at a time, 0 is 1. Each takes
+	// 3 MiB more for every one of them. With more than one a Write returns
+	// before all is encoded, so that an error of the target may come with a
+	// later one, or with Close; and the target is written to by another
+	// goroutine, until Close or GiveUp has returned.
+	Parallel int
+	// NoChecksum leaves the checksum of the content out, which is a tenth of
+	// the work: for content that is checked by other sums.
+	NoChecksum bool
 }
 
 // encoder is what the libraries' writers have in common, made to start anew.
-// A contentSize of unknownSize is not written into the frame.
+// A contentSize of unknownSize is not written into the frame. giveUp ends what
+// the encoder has running, without an end of the frame.
 type encoder interface {
 	io.WriteCloser
-	start(w io.Writer, contentSize int64) error
+	start(w io.Writer, contentSize int64, o StreamOptions) error
+	giveUp()
 }
 
 const unknownSize = -1
 
 // NewEncoders returns encoders of method m.
 func NewEncoders(m Method) *Encoders { return &Encoders{method: m} }
+
+// NewStreamEncoders is NewEncoders with streams of another kind.
+func NewStreamEncoders(m Method, o StreamOptions) *Encoders {
+	return &Encoders{method: m, streams: o}
+}
 
 // Method returns the method that the encoders write.
 func (e *Encoders) Method() Method { return e.method }
@@ -44,19 +65,82 @@ func (e *Encoders) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, er
 	if contentSize < 0 {
 		return nil, fmt.Errorf("encoding %s: negative content size %d", e.method, contentSize)
 	}
-	return e.newWriter(w, contentSize)
+	return e.newWriter(w, contentSize, StreamOptions{})
 }
 
 // NewStream is NewWriter for content whose size nobody knows beforehand: the
-// frame says none. Its end mark and its checksum tell a reader that it is
-// whole all the same. So a stream that is given up is not closed: what was
-// written of it is then not taken for whole by anybody. Nothing is held by it
-// but memory.
-func (e *Encoders) NewStream(w io.Writer) (io.WriteCloser, error) {
-	return e.newWriter(w, unknownSize)
+// frame says none. Its end mark tells a reader that it is whole all the same. So a stream that has failed is not closed but given up:
+// what was written of it is then not taken for whole by anybody.
+func (e *Encoders) NewStream(w io.Writer) (*Stream, error) {
+	target := &target{w: w}
+	enc, err := e.newWriter(target, unknownSize, e.streams)
+	if err != nil {
+		return nil, err
+	}
+	return &Stream{writer: enc, target: target}, nil
 }
 
-func (e *Encoders) newWriter(w io.Writer, contentSize int64) (io.WriteCloser, error) {
+// Stream encodes content of a size that is not known. It has one owner, who
+// calls Close or GiveUp in the end.
+type Stream struct {
+	*writer
+	target *target
+}
+
+// Write implements io.Writer.
+func (s *Stream) Write(p []byte) (int, error) {
+	if err := s.target.failure(); err != nil && s.enc != nil && s.err == nil {
+		s.err = fmt.Errorf("encoding %s: %w", s.encoders.method, err)
+	}
+	return s.writer.Write(p)
+}
+
+// GiveUp ends a stream without the end of its frame. After Close it does
+// nothing.
+func (s *Stream) GiveUp() {
+	if s.enc != nil {
+		s.target.refuse(errGivenUp)
+		s.enc.giveUp()
+		s.enc, s.err = nil, errGivenUp
+	}
+}
+
+var errGivenUp = errors.New("the stream was given up")
+
+// target is where a stream writes to. After an error nothing more is written.
+type target struct {
+	w io.Writer
+
+	mu  sync.Mutex
+	err error
+}
+
+func (t *target) Write(p []byte) (int, error) {
+	if err := t.failure(); err != nil {
+		return 0, err
+	}
+	n, err := t.w.Write(p)
+	if err != nil {
+		t.refuse(err)
+	}
+	return n, err
+}
+
+func (t *target) failure() error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.err
+}
+
+func (t *target) refuse(err error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.err == nil {
+		t.err = err
+	}
+}
+
+func (e *Encoders) newWriter(w io.Writer, contentSize int64, o StreamOptions) (*writer, error) {
 	enc, _ := e.pool.Get().(encoder)
 	if enc == nil {
 		var err error
@@ -64,7 +148,7 @@ func (e *Encoders) newWriter(w io.Writer, contentSize int64) (io.WriteCloser, er
 			return nil, err
 		}
 	}
-	if err := enc.start(w, contentSize); err != nil {
+	if err := enc.start(w, contentSize, o); err != nil {
 		return nil, fmt.Errorf("encoding %s: %w", e.method, err)
 	}
 	return &writer{encoders: e, enc: enc, size: contentSize}, nil
@@ -141,6 +225,7 @@ func (w *writer) Close() error {
 	if w.err != nil {
 		// An encoder in the middle of a frame would have to write the rest of
 		// it to be used again: it is dropped instead.
+		enc.giveUp()
 		return w.err
 	}
 	if err := enc.Close(); err != nil {
@@ -177,14 +262,14 @@ func newLZ4Encoder(level int) *lz4Encoder {
 // start: blocks of 1 MiB, independent since the library writes no others, so
 // that a reader may decode them in parallel. Concurrency 1 keeps the library
 // from starting goroutines; who has several objects runs several encoders.
-func (e *lz4Encoder) start(w io.Writer, contentSize int64) error {
+func (e *lz4Encoder) start(w io.Writer, contentSize int64, o StreamOptions) error {
 	e.Reset(w)
 	return e.Apply(
 		lz4.BlockSizeOption(lz4.Block1Mb),
-		lz4.ChecksumOption(true),
+		lz4.ChecksumOption(!o.NoChecksum),
 		lz4.SizeOption(uint64(max(contentSize, 0))), // 0: none is written
 		lz4.CompressionLevelOption(e.level),
-		lz4.ConcurrencyOption(1),
+		lz4.ConcurrencyOption(max(o.Parallel, 1)),
 	)
 }
 
@@ -203,6 +288,10 @@ func (e *lz4Encoder) Close() error {
 	e.Reset(nil)
 	return nil
 }
+
+// giveUp: to start anew the library waits for its goroutines, which write what
+// they have, and no end.
+func (e *lz4Encoder) giveUp() { e.Reset(nil) }
 
 type zstdEncoder struct{ *zstd.Encoder }
 
@@ -227,7 +316,7 @@ func newZstdEncoder(level int) (*zstdEncoder, error) {
 	return &zstdEncoder{e}, nil
 }
 
-func (e *zstdEncoder) start(w io.Writer, contentSize int64) error {
+func (e *zstdEncoder) start(w io.Writer, contentSize int64, _ StreamOptions) error {
 	e.ResetContentSize(w, contentSize)
 	return nil
 }
@@ -240,9 +329,13 @@ func (e *zstdEncoder) Close() error {
 	return nil
 }
 
+func (e *zstdEncoder) giveUp() { e.Reset(nil) }
+
 type plainEncoder struct{ w io.Writer }
 
-func (e *plainEncoder) start(w io.Writer, _ int64) error {
+func (e *plainEncoder) giveUp() { e.w = nil }
+
+func (e *plainEncoder) start(w io.Writer, _ int64, _ StreamOptions) error {
 	e.w = w
 	return nil
 }
