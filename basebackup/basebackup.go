@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"sync/atomic"
 	"time"
 
@@ -367,7 +368,12 @@ func (t *taking) start() error {
 		return err
 	}
 	t.begun = time.Now()
-	t.encoders = codec.NewEncoders(t.asked.how())
+	t.encoders = codec.NewStreamEncoders(t.asked.how(), codec.StreamOptions{
+		Parallel: min(encodeAtOnce, runtime.GOMAXPROCS(0)),
+		// The server's own frames have none either: every file is checked
+		// against the manifest, and every part's checksum is recorded.
+		NoChecksum: true,
+	})
 	start := t.stream.Start()
 	err = t.persist(0, func() (err error) {
 		t.writer, err = t.archive.NewBackup(t.ctx, start, t.size)

@@ -19,6 +19,11 @@ import (
 // processor's cache when it is checked.
 const checkBuffer = 256 << 10
 
+// encodeAtOnce is how many pieces are encoded at a time. To encode one takes
+// longer than all else that is done with it together, and the server, which
+// waits for us, is often alone on its processor.
+const encodeAtOnce = 2
+
 // inflow is an archive of the server's that is being received. Its bytes are
 // written to in; a goroutine beside follows them, decodes them, checks the
 // files, and where the archive is not stored as it was sent, encodes it again.
@@ -104,6 +109,7 @@ func (f *inflow) encode(next func() ([]byte, error), closeInput func() error, en
 	if err != nil {
 		return errors.Join(err, closeInput())
 	}
+	defer encoder.GiveUp()
 	f.scan.pass = encoder
 	err = errors.Join(f.scan.all(next), closeInput())
 	if err == nil {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/walferry/walferry/archive"
+	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
 )
@@ -41,7 +42,7 @@ type walPart struct {
 	start  segment.Position
 
 	object  *object
-	encoder io.WriteCloser
+	encoder *codec.Stream
 	tar     *tar.Writer
 	counted counter // between tar and encoder
 	files   int
@@ -90,19 +91,23 @@ func (t *taking) openWAL() (*walPart, error) {
 }
 
 // begin has the WAL stream from the segment that holds start.
-func (w *walPart) begin(start segment.Position) error {
+func (w *walPart) begin(start segment.Position) (err error) {
 	t := w.t
 	w.start = start
 	w.next = t.size.Start(start.LSN)
 	w.received.Store(uint64(w.next))
 	method := t.asked.how()
 	w.object = t.newObject("part_wal.tar"+method.Ext(), -1, min(walMemory, t.o.MemoryPart), walSlots)
-	encoder, err := t.encoders.NewStream(w.object)
-	if err != nil {
+	// With a checksum: the manifest does not know of these files.
+	if w.encoder, err = codec.NewEncoders(method).NewStream(w.object); err != nil {
 		return err
 	}
-	w.encoder = encoder
-	w.counted.w = encoder
+	defer func() {
+		if err != nil {
+			w.encoder.GiveUp() // else run does, in the end
+		}
+	}()
+	w.counted.w = w.encoder
 	w.tar = tar.NewWriter(&w.counted)
 	if start.Timeline > 1 {
 		content, err := w.conn.TimelineHistory(t.ctx, start.Timeline)
@@ -128,6 +133,7 @@ func (w *walPart) begin(start segment.Position) error {
 
 // run receives until it has everything up to the backup's end.
 func (w *walPart) run() error {
+	defer w.encoder.GiveUp()
 	var stop *segment.Position
 	for {
 		select {
