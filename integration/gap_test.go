@@ -2,6 +2,7 @@ package integration
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -25,9 +26,10 @@ type gapScene struct {
 	target segment.LSN // in the unfinished segment, with 100 rows behind
 }
 
-func newGapScene(t *testing.T, i instance.Installation) *gapScene {
+// keep is the server's wal_keep_size.
+func newGapScene(t *testing.T, i instance.Installation, keep string) *gapScene {
 	t.Helper()
-	s := newScene(t, options{pg: i, settings: map[string]string{"wal_keep_size": "0", "min_wal_size": "2MB", "max_wal_size": "2MB"}})
+	s := newScene(t, options{pg: i, settings: map[string]string{"wal_keep_size": keep, "min_wal_size": "2MB", "max_wal_size": "2MB"}})
 	g := &gapScene{operator: s.operator()}
 	r := s.receive()
 	s.slotSegment()
@@ -59,15 +61,16 @@ func (g *gapScene) change(settings map[string]string) {
 }
 
 // recycle writes until the server has removed the segment in which the archive
-// ends.
+// ends, and the two that follow.
 func (g *gapScene) recycle() {
 	g.t.Helper()
 	eventually(g.t, "the server to remove the WAL that follows the archive", func() bool {
 		g.fill(200)
 		g.switchWAL()
 		g.sql("CHECKPOINT")
-		_, err := os.Stat(filepath.Join(g.pg.DataDir(), "pg_wal", g.held.String()))
-		return os.IsNotExist(err)
+		last := g.held.Next(g.size).Next(g.size)
+		_, err := os.Stat(filepath.Join(g.pg.DataDir(), "pg_wal", last.String()))
+		return os.IsNotExist(err) && g.lsn("SELECT pg_current_wal_lsn()") > last.End(g.size)
 	})
 }
 
@@ -148,7 +151,7 @@ func TestGap(t *testing.T) {
 	onVersions(t, func(t *testing.T, i instance.Installation) {
 		for _, way := range []string{"dropped", "max_slot_wal_keep_size", "idle_replication_slot_timeout"} {
 			t.Run(way, func(t *testing.T) {
-				g := newGapScene(t, i)
+				g := newGapScene(t, i, "0")
 				lose := g.ways()[way]
 				if lose == nil {
 					t.Skipf("%s has no %s", i, way)
@@ -227,10 +230,7 @@ func (g *gapScene) records() (gap recordedGap) {
 	}
 	// Another start, with another spool, knows where to go on.
 	r.stop()
-	if err := os.RemoveAll(g.spool); err != nil {
-		g.t.Fatal(err)
-	}
-	r = g.receive()
+	r = g.receive("--spool", filepath.Join(g.home, "another-spool"))
 	g.fill(100)
 	g.awaitSealed(first, g.switchWAL())
 	if again := g.recorded(); len(again) != 1 {
@@ -302,8 +302,7 @@ func TestLostSlotWithoutAGap(t *testing.T) {
 		if i.Major < 18 {
 			t.Skip("before 18 a slot is lost only with its WAL")
 		}
-		g := newGapScene(t, i)
-		g.change(map[string]string{"wal_keep_size": "4GB"})
+		g := newGapScene(t, i, "4GB")
 		g.ways()["idle_replication_slot_timeout"]()
 		g.fill(2000)
 		g.sql("CHECKPOINT")
@@ -337,9 +336,17 @@ func (g *gapScene) compareHeldWithServer(last segment.Name) {
 // is missing.
 func TestAnotherHostHasTheWAL(t *testing.T) {
 	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
-		g := newGapScene(t, i)
+		g := newGapScene(t, i, "4GB")
 		standby := g.standby()
+		g.sql("SELECT pg_create_physical_replication_slot('standby')")
+		if err := errors.Join(standby.Configure(map[string]string{"primary_slot_name": "standby"}), standby.Reload()); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "the standby to use its slot", func() bool {
+			return g.sql("SELECT active FROM pg_replication_slots WHERE slot_name = 'standby'") == "t"
+		})
 		g.sql("SELECT pg_drop_replication_slot('ferry')")
+		g.change(map[string]string{"wal_keep_size": "0"})
 		g.recycle()
 		last := g.switchWAL()
 		g.caughtUp(standby)
