@@ -2,6 +2,7 @@ package integration
 
 import (
 	"bytes"
+	"encoding/binary"
 )
 
 // dropInLine is a wrong command line, without a server. since is the major
@@ -173,7 +174,6 @@ var dropInTable = []dropInCase{
 	{name: "empty flags are none", args: "-n -D {dir} -S {slot} -E {in2} -h '' -p '' -U '' -d ''"},
 	{name: "a port with spaces", args: "-n -D {dir} -S {slot} -E {in2} -p ' {port} '"},
 	{name: "wrong port", args: "-n -D {dir} -S {slot} -p 1", code: 1, like: `^pg_receivewal: error: `},
-	{name: "wrong port, and no -n", args: "-D {dir} -S {slot} -p 1", code: 1, like: `^pg_receivewal: error: `},
 	{name: "wrong port for a slot", args: "--create-slot -S {new} -p 1", code: 1, like: `^pg_receivewal: error: `},
 	{name: "wrong host", args: "-n -D {dir} -h /nonexistent", code: 1, like: `^pg_receivewal: error: .*[Nn]o such file or directory`},
 	{name: "wrong user", args: "-n -D {dir} -S {slot} -U nobody_here", code: 1, like: `^pg_receivewal: error: .*role "nobody_here" does not exist`},
@@ -217,12 +217,17 @@ var dropInTable = []dropInCase{
 	{name: "wrong size in an lz4", args: "-nv -D {dir} -S {slot} -E {in2} -Z lz4", put: func(st *stage) { putBytes(1, ".lz4", encoded(st.t, ".lz4", []byte("short")))(st) }},
 	{name: "damaged lz4", args: "-n -D {dir} -S {slot} -E {in2}", code: 1, put: putBytes(1, ".lz4", bytes.Repeat([]byte("damaged"), 100)), like: `^pg_receivewal: error: could not decompress file "\{dir\}/[0-9A-F]{24}\.lz4": `},
 	{name: "cut gz", args: "-n -D {dir} -S {slot} -E {in2}", code: 1, put: putBytes(1, ".gz", []byte("x"))},
-	{name: "a timeline that is not there", args: "-nv -D {dir} -E {in3}", code: 1, put: func(st *stage) {
+	{name: "a timeline that is not there", args: "-n -D {dir} -E {in3}", code: 1, like: `^pg_receivewal: error: .*(starting timeline 5 is not present in the server|on an older timeline)`, put: func(st *stage) {
 		name := st.segments[1]
 		name.Timeline = 5
 		st.put(name.String(), st.wal(1))
 	}},
-	{name: "ahead of the server", args: "-nv -D {dir} -E F/0", code: 1, put: func(st *stage) { st.put("00000001000000010000000A", st.wal(1)) }},
+	{name: "ahead of the server", args: "-n -D {dir} -E F/0", code: 1, like: `^pg_receivewal: error: .*(ahead of the WAL flush position|behind the WAL that we hold)`, put: func(st *stage) {
+		name := st.size.Name(1, 0x100A00000)
+		b := st.wal(1)
+		binary.NativeEndian.PutUint64(b[8:], uint64(name.Start(st.size))) // the first page's address
+		st.put(name.String(), b)
+	}},
 }
 
 // dropInGroupTable is for a server whose data directory its group may read:

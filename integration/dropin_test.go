@@ -36,6 +36,11 @@ import (
 //   - where streaming stops: the rest of the message that went past --endpos is
 //     written, and how much that is hangs on how far the server was (normalise)
 //   - how far a slot is: ours has been told at the end, too
+//   - a partial of another compression, whose bytes another file has: ours
+//     removes it (stale)
+//   - what is said of a timeline that the server has not, or of WAL that it has
+//     not: ours ends for good
+//   - a first connection that fails: ours waits, so that it is no case here
 
 // receivewal is a pg_receivewal: PostgreSQL's or ours.
 type receivewal struct {
@@ -452,6 +457,10 @@ func decodeWAL(name string, raw []byte) ([]byte, error) {
 func compareStages(t *testing.T, original, our *stage) {
 	t.Helper()
 	want, got := readDirectory(t, original.dir), readDirectory(t, our.dir)
+	maps.DeleteFunc(want, func(name string, _ file) bool {
+		_, ours := got[name]
+		return !ours && stale(name, want)
+	})
 	if w, g := slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(got)); !slices.Equal(w, g) {
 		t.Errorf("files: ours has %q, the original %q", g, w)
 		return
@@ -481,6 +490,18 @@ func compareStages(t *testing.T, original, our *stage) {
 	}
 }
 
+// stale reports whether a file is a partial of a segment that another file has.
+// The original leaves such for ever when its method was changed.
+func stale(name string, files map[string]file) bool {
+	n, partial, ok := segmentOf(name)
+	for other := range files {
+		if m, _, is := segmentOf(other); ok && partial && is && m == n && other != name {
+			return true
+		}
+	}
+	return false
+}
+
 // compareSlots: the same slots are there; ours is not behind the original's.
 func compareSlots(t *testing.T, original, our *stage) {
 	t.Helper()
@@ -502,9 +523,9 @@ func compareSlots(t *testing.T, original, our *stage) {
 	}
 }
 
-// TestDropIn runs the table on every version.
+// TestDropIn runs the table, in a full run on every version.
 func TestDropIn(t *testing.T) {
-	onVersions(t, func(t *testing.T, i instance.Installation) {
+	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
 		w := newDropInWorld(t, i)
 		t.Run("table", func(t *testing.T) { w.cases(t, dropInTable, 0) })
 		// data_directory_mode is looked at when the server starts.
@@ -541,7 +562,9 @@ func (w *dropInWorld) cases(t *testing.T, table []dropInCase, first int) {
 				t.Errorf("%s\nours ends with %d and prints\n%s%s%s: %d\n%s%s", c.args, got.code, got.stdout, got.stderr, w.original.name, want.code, want.stdout, want.stderr)
 			}
 			compareStages(t, original, our)
-			compareSlots(t, original, our)
+			if !c.interrupt { // that comes when it comes
+				compareSlots(t, original, our)
+			}
 		})
 	}
 }

@@ -49,7 +49,7 @@ func (d *dropIn) receive(ctx context.Context, set *settings.Set) (err error) {
 	dir := waldir.New(disk.OS{}, d.Directory, o)
 	sp, err := spool.Open(dir, d.Directory, spool.Options{Limit: math.MaxInt64 / 4, Log: d.log, GroupAccess: group, Keep: true})
 	if err != nil {
-		return err
+		return &directoryFailure{d.Directory, err}
 	}
 	defer func() {
 		if closeErr := sp.Close(); closeErr != nil {

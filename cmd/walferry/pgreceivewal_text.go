@@ -13,6 +13,8 @@ import (
 	"github.com/walferry/walferry/receiver"
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk"
+	"github.com/walferry/walferry/segment/disk/waldir"
 )
 
 // info prints a line that --verbose asks for.
@@ -109,9 +111,17 @@ func (d *dropIn) printError(err error) {
 func dropInWords(err error) string {
 	var connect *replication.ConnectError
 	var server *replication.ServerError
+	var command *commandFailure
+	var file *waldir.FileError
 	switch {
 	case errors.As(err, &connect):
 		return connectWords(connect)
+	case errors.As(err, &command):
+		return command.Error()
+	case errors.As(err, &file):
+		return oneLine(file.Error())
+	case errors.Is(err, replication.ErrSlotMissing) && !errors.As(err, &server):
+		return oneLine(strings.TrimSuffix(err.Error(), ": "+replication.ErrSlotMissing.Error()))
 	case errors.Is(err, replication.ErrShutdown):
 		return "replication stream was terminated before stop point"
 	case errors.Is(err, replication.ErrWALRemoved), errors.Is(err, replication.ErrAhead):
@@ -151,17 +161,46 @@ func dropInHint(err error) string {
 // disconnects reports whether an error ended a connection that is not made
 // again only because of --no-loop.
 func (d *dropIn) disconnects(err error) bool {
-	return d.NoLoop && d.contacted && !receiver.Final(err)
+	return d.NoLoop && d.contacted && !receiver.Final(err) && !errors.As(err, new(*directoryFailure))
 }
 
-// commandError words the failure of a command as the original does.
+// commandError is the failure of a command.
 func commandError(command string, err error) error {
 	var server *replication.ServerError
 	if errors.As(err, &server) {
-		return fmt.Errorf("could not send replication command \"%s\": %s", command, serverWords(server))
+		return &commandFailure{command, server}
 	}
 	return err
 }
+
+// commandFailure is a command that the server refused, worded as the original
+// does.
+type commandFailure struct {
+	command string
+	why     *replication.ServerError
+}
+
+func (e *commandFailure) Error() string {
+	return fmt.Sprintf("could not send replication command \"%s\": %s", e.command, serverWords(e.why))
+}
+
+func (e *commandFailure) Unwrap() error { return e.why }
+
+// directoryFailure is a directory that cannot be taken up. No connection ends by
+// it.
+type directoryFailure struct {
+	dir string
+	err error
+}
+
+func (e *directoryFailure) Error() string {
+	if errors.Is(e.err, disk.ErrLocked) {
+		return fmt.Sprintf("directory \"%s\" is being written to by another process", e.dir)
+	}
+	return fmt.Sprintf("could not take up directory \"%s\": %v", e.dir, e.err)
+}
+
+func (e *directoryFailure) Unwrap() error { return e.err }
 
 // slotNameError is err, unless the slot's name is one that no server takes: then
 // it is what a server would have said, which was not asked

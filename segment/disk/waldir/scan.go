@@ -169,7 +169,7 @@ func (d *FS) plainSegment(n segment.Name, size segment.Size) (id *identity, ok b
 		return nil, false, err
 	}
 	if id, err = identityOf(n, page); err != nil {
-		return nil, false, fmt.Errorf("segment file %q: %w", file, err)
+		return nil, false, &FileError{fmt.Sprintf("segment file %q cannot be gone on from", d.path(file)), err}
 	}
 	if int64(id.size) != fi.Size() {
 		return wrong()
@@ -203,7 +203,7 @@ func (d *FS) packedSegment(n segment.Name, f form, size segment.Size) (id *ident
 	case err != nil:
 		return nil, false, err
 	case f.method == LZ4 && !errors.Is(end, io.EOF) && !errors.Is(end, io.ErrUnexpectedEOF) && !errors.Is(end, errLonger):
-		return nil, false, fmt.Errorf("could not decompress file %q: %w", file, end)
+		return nil, false, &FileError{fmt.Sprintf("could not decompress file %q", d.path(file)), end}
 	case errors.Is(end, errLonger):
 		have++ // at least
 	case f.method == Gzip && have == length && !errors.Is(end, io.EOF):
@@ -211,7 +211,7 @@ func (d *FS) packedSegment(n segment.Name, f form, size segment.Size) (id *ident
 		return nil, false, nil
 	}
 	if noPage != nil && segment.Size(have).Check() == nil {
-		return nil, false, fmt.Errorf("compressed segment file %q: %w", file, noPage)
+		return nil, false, &FileError{fmt.Sprintf("compressed segment file %q cannot be gone on from", d.path(file)), noPage}
 	}
 	if noPage != nil || have != length {
 		d.log.Warn(fmt.Sprintf("compressed segment file %q has incorrect uncompressed size %d, skipping", file, have))
@@ -227,7 +227,8 @@ func (d *FS) longEnough(file string, m Method) error {
 	}
 	fi, err := d.fs.Stat(d.path(file))
 	if err == nil && fi.Size() < 4 {
-		err = fmt.Errorf("could not read compressed file %q: it has %d bytes, and ends before its uncompressed size", file, fi.Size())
+		// The original's lseek, to where the length would begin, says so.
+		err = &FileError{fmt.Sprintf("could not seek in compressed file %q: Invalid argument", d.path(file)), nil}
 	}
 	return err
 }

@@ -39,6 +39,22 @@ type Options struct {
 	Log *slog.Logger
 }
 
+// FileError says what is wrong with a file of the directory, in pg_receivewal's
+// words where it has any.
+type FileError struct {
+	Text string
+	Err  error // the reason; nil: Text says it
+}
+
+func (e *FileError) Error() string {
+	if e.Err == nil {
+		return e.Text
+	}
+	return e.Text + ": " + e.Err.Error()
+}
+
+func (e *FileError) Unwrap() error { return e.Err }
+
 // FS is a directory of pg_receivewal's as a spool sees it, which must be the
 // only one that uses it. It is safe for concurrent use.
 type FS struct {
@@ -296,7 +312,7 @@ func (d *FS) checkPlain(n segment.Name, size segment.Size) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("write-ahead log file %q has %d bytes, should be 0 or %d", f.name(n), fi.Size(), size)
+	return &FileError{fmt.Sprintf("write-ahead log file %q has %d bytes, should be 0 or %d", f.name(n), fi.Size(), size), nil}
 }
 
 // Rename implements disk.FS. That of a partial to its segment ends a
