@@ -29,32 +29,30 @@ type failover struct {
 	last   int64 // number of the last row that was tried
 }
 
-// failovers are the scenarios. The short form has those that are cheap, on one
-// version and with small segments; the full form runs all of them on every
-// version, and those that write little with all segment sizes.
-func failovers() []struct {
+// drama is a scenario. The short form has some, on one version and with small
+// segments; the full form runs all of them on every version.
+type drama struct {
 	name  string
-	sizes bool // also with segments of 16 and 64 MB
+	short bool // part of the short form
+	sizes bool // in the full form also with segments of 16 and 64 MB
 	play  func(f *failover)
-} {
-	return []struct {
-		name  string
-		sizes bool
-		play  func(f *failover)
-	}{
-		{"the receiver is up", true, func(f *failover) { f.promotion(true) }},
-		{"the receiver is down", true, func(f *failover) { f.promotion(false) }},
-		{"several hosts", false, (*failover).severalHosts},
-		{"two promotions while it is down", true, func(f *failover) { f.twoPromotions(100) }},
-		{"two promotions in one segment while it is down", false, func(f *failover) { f.twoPromotions(3) }},
-		{"at a boundary, the receiver is up", true, func(f *failover) { f.boundary(true) }},
-		{"at a boundary, the receiver is down", false, func(f *failover) { f.boundary(false) }},
-		{"a standby is the source", true, (*failover).cascade},
-		{"the old primary comes back", false, (*failover).rewound},
-		{"restored to an earlier point", false, (*failover).setBack},
-		{"shut down while the receiver lags", false, (*failover).switchover},
-		{"the receiver was ahead", false, (*failover).ahead},
-		{"two promotions to one timeline", false, (*failover).twoBranches},
+}
+
+func dramas() []drama {
+	return []drama{
+		{"the receiver is up", true, true, func(f *failover) { f.promotion(true) }},
+		{"the receiver is down", false, true, func(f *failover) { f.promotion(false) }},
+		{"several hosts", true, false, (*failover).severalHosts},
+		{"two promotions while it is down", false, true, func(f *failover) { f.twoPromotions(100) }},
+		{"two promotions in one segment while it is down", true, false, func(f *failover) { f.twoPromotions(3) }},
+		{"at a boundary, the receiver is up", true, true, func(f *failover) { f.boundary(true) }},
+		{"at a boundary, the receiver is down", false, false, func(f *failover) { f.boundary(false) }},
+		{"a standby is the source", false, true, (*failover).cascade},
+		{"the old primary comes back", false, false, (*failover).rewound},
+		{"restored to an earlier point", false, false, (*failover).setBack},
+		{"shut down while the receiver lags", false, false, (*failover).switchover},
+		{"the receiver was ahead", true, false, (*failover).ahead},
+		{"two promotions to one timeline", true, false, (*failover).twoBranches},
 	}
 }
 
@@ -62,7 +60,10 @@ func failovers() []struct {
 // and no commit is missing that the timeline which is followed had.
 func TestFailover(t *testing.T) {
 	onVersionsInFull(t, func(t *testing.T, i instance.Installation) {
-		for _, c := range failovers() {
+		for _, c := range dramas() {
+			if !theLab.full && !c.short {
+				continue
+			}
 			sizes := []int{1}
 			if theLab.full && c.sizes {
 				sizes = []int{1, 16, 64}
