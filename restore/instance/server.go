@@ -480,12 +480,18 @@ func (s *Server) Promote(ctx context.Context) error {
 	if !s.proc.running() {
 		return ErrNotRunning
 	}
-	// As pg_ctl does it (do_promote in src/bin/pg_ctl/pg_ctl.c).
+	// As pg_ctl does it (do_promote in src/bin/pg_ctl/pg_ctl.c). The file gets
+	// its name when it has its owner: any signal between two of the server's
+	// processes lets it look for the file, and take it away.
 	trigger := filepath.Join(s.DataDir(), "promote")
-	if err := os.WriteFile(trigger, nil, 0o600); err != nil {
+	made := trigger + ".new"
+	if err := os.WriteFile(made, nil, 0o600); err != nil {
 		return fmt.Errorf("promoting the server: %w", err)
 	}
-	if err := s.account.own(trigger); err != nil {
+	if err := s.account.own(made); err != nil {
+		return fmt.Errorf("promoting the server: %w", err)
+	}
+	if err := os.Rename(made, trigger); err != nil {
 		return fmt.Errorf("promoting the server: %w", err)
 	}
 	if err := s.signal(syscall.SIGUSR1); err != nil {
