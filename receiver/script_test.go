@@ -278,6 +278,28 @@ func TestTheLastReport(t *testing.T) {
 	})
 }
 
+// TestTheLastOffer: what a stop makes durable goes up before the end, where the
+// archive works.
+func TestTheLastOffer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, fakepg.Options{})
+		w.srv.FillTo(3 * mb)
+		end, _ := w.start(0)
+		time.Sleep(12 * time.Second)
+		settle()
+		w.srv.Append(5000)
+		settle()
+		last := w.srv.Append(5000) // its fsync is not due yet
+		settle()
+		if err := end(); err != nil {
+			t.Fatal(err)
+		}
+		if o := w.carrier.offers; len(o) == 0 || o[len(o)-1].to != last {
+			t.Errorf("%s is durable, and was not offered to the archive: %+v", last, o)
+		}
+	})
+}
+
 // TestASealIsReported: the slot does not lag by a status interval.
 func TestASealIsReported(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

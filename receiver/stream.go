@@ -625,6 +625,7 @@ func (st *streaming) stop(ctx context.Context) error {
 	if err := st.flush(ctx); err != nil {
 		return err
 	}
+	st.offer()
 	r.o.Events.Stopping(r.pos, finished)
 	st.shipRest(ctx)
 	st.feedback.due = true
