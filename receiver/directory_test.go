@@ -2,6 +2,7 @@ package receiver
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -10,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/disk/crashfs"
@@ -163,4 +165,43 @@ func TestAFullDiskIsTriedAgain(t *testing.T) {
 			t.Errorf("Run = %v", err)
 		}
 	})
+}
+
+// TestASegmentThatWasTakenAway: whole segments are moved out of a directory by
+// whoever it belongs to, the newest too, and at any time. There is nothing to
+// compare then, and the stream goes on behind it.
+func TestASegmentThatWasTakenAway(t *testing.T) {
+	for name, removed := range map[string]bool{"the page before is there": false, "the server has it no more": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				w.keep, w.options.Hold = true, 0
+				w.srv.SetSlot(slotName, 2*mb)
+				w.srv.FillTo(3*mb + 5000)
+				w.srv.WAL().SwitchSegment(1) // so that it goes on at a boundary
+				w.run(3 * time.Second)
+				if removed {
+					w.srv.RemoveWALBefore(4 * mb)
+				}
+				w.srv.FillTo(5*mb + 5000)
+				plain := connect(w.srv)
+				w.options.Connect = func(ctx context.Context) (*replication.Conn, error) {
+					time.Sleep(time.Second)
+					w.archive.mu.Lock()
+					clear(w.archive.segments) // there is none
+					w.archive.mu.Unlock()
+					if err := os.Remove(filepath.Join(w.dir, segment.MinSize.Name(1, 3*mb).String())); err != nil && !errors.Is(err, os.ErrNotExist) {
+						t.Error(err)
+					}
+					return plain(ctx)
+				}
+				w.run(5 * time.Second)
+				n := segment.MinSize.Name(1, 4*mb)
+				if got, err := os.ReadFile(filepath.Join(w.dir, n.String())); err != nil || !bytes.Equal(got, w.srv.WAL().Segment(n)) {
+					t.Errorf("%s has %d bytes, %v", n, len(got), err)
+				}
+				w.checkStatuses()
+			})
+		})
+	}
 }

@@ -83,6 +83,16 @@ func (r *Receiver) heldSegment(ctx context.Context, n segment.Name) (readAtClose
 	}{segment.Forward(body), body}, nil
 }
 
+// takenAway reports whether err says that a segment is no longer in a directory
+// that others look after, too: there is nothing to compare with then.
+func (r *Receiver) takenAway(err error) bool {
+	if !r.spool.Keeps() || !errors.Is(err, ErrNotArchived) {
+		return false
+	}
+	r.log.Info("the last segment was taken out of the directory: going on without comparing it", "position", r.pos.String())
+	return true
+}
+
 type readAtCloser interface {
 	io.ReaderAt
 	io.Closer

@@ -84,15 +84,18 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 	from, withPage := r.startPosition()
 	st := &streaming{r: r, srv: srv, cursor: from.LSN}
 	if withPage {
-		if st.page, err = r.lastPage(ctx, from); err != nil {
-			return err
-		}
-		from.LSN, st.cursor = st.page.at, st.page.at
+		st.page, err = r.lastPage(ctx, from)
+		from.LSN = st.page.at
 	} else if (r.skipPage || r.crowded(from.LSN) != nil) && r.size.Offset(r.pos.LSN) == 0 && !r.fresh {
-		if st.behind, err = r.lastHeldRecord(ctx); err != nil {
-			return err
-		}
+		st.behind, err = r.lastHeldRecord(ctx)
 	}
+	if r.takenAway(err) {
+		from, err = r.pos, nil
+	}
+	if err != nil {
+		return err
+	}
+	st.cursor = from.LSN
 	if st.ancestors, err = r.fillAncestors(ctx); err != nil {
 		return err
 	}

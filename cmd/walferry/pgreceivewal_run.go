@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/walferry/walferry/archive"
+	"github.com/walferry/walferry/archive/codec"
 	"github.com/walferry/walferry/cmd/internal/settings"
 	"github.com/walferry/walferry/internal/patience"
 	"github.com/walferry/walferry/receiver"
@@ -139,7 +140,8 @@ func (d *dropIn) stream(ctx context.Context, dir *waldir.FS, sp *spool.Spool, ar
 	}
 	o.Hold, o.ShutdownGrace, o.WatchInterval = set.Bytes("hold"), set.Duration("shutdown-grace"), watchInterval
 	up := uploader.New(sp, ar, uploader.Options{
-		Method: method, Follow: !compressionGiven(set), ShipInterval: set.Duration("ship-interval"), Log: d.log.With("archive", ar.String()),
+		Method: method, Follow: !compressionGiven(set), ShipInterval: set.Duration("ship-interval"),
+		Buffers: codec.NewBuffers(frameMemory, d.Directory), Log: d.log.With("archive", ar.String()),
 	})
 	fits := func(segment.Size) error { return nil }
 	return join(ctx, receiver.New(sp, archiveView{ar, up, fits, d.log}, up, o), up, d.log, nothing)

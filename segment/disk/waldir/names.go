@@ -32,6 +32,7 @@ const (
 	partialSuffix = ".partial"
 	tmpSuffix     = ".tmp"
 	imageName     = "walferry.image.tmp" // unlinked as soon as it is open
+	framePrefix   = "walferry-frame-"    // of the uploader's, likewise (codec.NewBuffers)
 
 	// The names that package spool gives to files that this directory has not.
 	lockName     = "walferry.lock"
@@ -101,7 +102,7 @@ func parseView(file string) (n segment.Name, partial, ok bool) {
 
 // ownTemporary reports whether a file is one that a crash of ours left.
 func ownTemporary(file string) bool {
-	if file == imageName {
+	if file == imageName || strings.HasPrefix(file, framePrefix) && strings.HasSuffix(file, tmpSuffix) {
 		return true
 	}
 	whole, tmp := strings.CutSuffix(file, tmpSuffix)

@@ -353,7 +353,7 @@ func TestNeedlessPartials(t *testing.T) {
 		"with other bytes":       {map[string][]byte{sa + ".gz": gz(a), sa + ".partial": padded(other, 20000)}, []string{sa + ".gz", sa + ".partial"}},
 		"of a segment with more": {map[string][]byte{sa: a, sb + ".partial": padded(b, 20000), sb + ".lz4.partial": flushed(waldir.LZ4, b[:30000])}, []string{sa, sb + ".lz4.partial"}},
 		"of a damaged segment":   {map[string][]byte{sa: a, sb + ".gz": gz(b[:5000]), sb + ".partial": padded(b, 20000)}, []string{sa, sb + ".gz", sb + ".partial"}},
-		"of a crash": {map[string][]byte{sa: a, sc + ".gz.partial.tmp": b, sc + ".partial.tmp": b, "walferry.image.tmp": b,
+		"of a crash": {map[string][]byte{sa: a, sc + ".gz.partial.tmp": b, sc + ".partial.tmp": b, "walferry.image.tmp": b, "walferry-frame-123.tmp": nil,
 			sc + ".tmp": b, "notes.tmp": b}, []string{sa, sc + ".tmp", "notes.tmp"}},
 	} {
 		fsys := crashfs.New(1)
