@@ -59,6 +59,7 @@ func TestDropInPromotion(t *testing.T) {
 			running := map[string]*process{}
 			for dir, r := range dirs {
 				running[dir] = s.keep(r, standby, dir, "-v", "-Z", method, "-s", "1")
+				running[dir].awaitLog(`starting log streaming`)
 			}
 			last := s.switchWAL()
 			for dir := range dirs {
@@ -140,13 +141,18 @@ func TestDropInPromotionAtASegmentsEnd(t *testing.T) {
 	running := map[string]*process{}
 	for dir, r := range dirs {
 		running[dir] = s.keep(r, standby, dir, "-v")
+		running[dir].awaitLog(`starting log streaming`)
 	}
 	s.fill(50)
 	// What the server writes by itself every 15 seconds may come behind the
 	// switch: then the end is not where it is meant to be, and is made again.
 	var last segment.Name
 	eventually(t, "the standby to end at a segment's end", func() bool {
-		last = s.switchWAL()
+		s.sql("SELECT txid_current()")
+		var err error
+		if last, err = segment.ParseName(s.sql("SELECT pg_walfile_name(pg_switch_wal())")); err != nil { // no commit comes behind it
+			t.Fatal(err)
+		}
 		for dir := range dirs {
 			s.awaitComplete(dir, last)
 		}
