@@ -279,6 +279,7 @@ func (r *Receiver) resolve(ctx context.Context, conn *replication.Conn, s server
 			return err
 		}
 	}
+	r.standBefore()
 	r.resolved, r.fresh = true, false
 	// Both ends were durable before this run: the spool's files were read
 	// back record by record, the archive's objects were stored whole.
@@ -463,6 +464,16 @@ func (r *Receiver) beginAt(lsn segment.LSN) {
 	r.fresh, r.resolved = true, true
 	r.spooled, r.begin = lsn, lsn
 	r.uploader.Base(r.pos)
+}
+
+// standBefore stands at the end of the parent's WAL, not at the beginning of its
+// child's, where the resume position is the switchpoint between two segments:
+// what is held is the parent's, and its last page is compared before the child
+// begins. Behind a gap there is no such page.
+func (r *Receiver) standBefore() {
+	if r.size.Offset(r.pos.LSN) == 0 && r.pos.Timeline > 1 && r.pos.LSN == r.history.BeginOf(r.pos.Timeline) && r.pos.LSN != r.gapEnd {
+		r.pos.Timeline = r.history.Owner(r.pos.LSN - 1)
+	}
 }
 
 // own returns where the directory goes on, where there is one that is kept.
