@@ -145,6 +145,9 @@ func (s *scene) inDirectory(dir string, from segment.Name, upTo segment.LSN) {
 				continue
 			}
 			got, decoding := decodeWAL(n.String()+ext, raw) // of a partial what can be decoded
+			if len(got) < int(need) && strings.HasSuffix(ext, ".partial") {
+				got = append(got, make([]byte, int(need)-len(got))...) // behind it are zeros
+			}
 			held = held || err == nil && len(got) >= int(need) && bytes.Equal(got[:need], want[:need])
 			found = append(found, fmt.Sprintf("%q with %d bytes, %d of them right (%v)", ext, len(got), equal(got, want), decoding))
 		}
