@@ -25,6 +25,38 @@ func promises() []string {
 
 func table() []mutation {
 	return []mutation{
+		// A pg_receivewal's directory.
+		{
+			promise: "invariant 1", breaks: "what a compressed file was flushed with is not on the disk",
+			file: "segment/disk/waldir/stream.go",
+			old:  "\t\terr = s.f.Sync()\n", new: "\t\terr = nil\n",
+			pkg: "segment/disk/waldir", run: "TestPowerGoesAtEveryOperation",
+		},
+		{
+			promise: "invariant 1", breaks: "a partial that is taken over gives its place to one that is not on the disk yet",
+			file: "segment/disk/waldir/stream.go",
+			old:  "\t\terr = s.save(false)\n", new: "\t\terr = nil\n",
+			pkg: "segment/disk/waldir", run: "TestPowerGoesWhileAPartialIsTakenOver",
+		},
+		{
+			promise: "invariant 3", breaks: "a segment that waited for its seal is passed over after a crash",
+			file: "segment/disk/waldir/scan.go",
+			old:  "\tw.goBack(l)\n", new: "",
+			pkg: "segment/disk/waldir", run: "TestPowerGoesWhileASegmentWaitsForItsSeal",
+		},
+		{
+			promise: "invariant 3", breaks: "the directory loses what the archive has",
+			file: "segment/disk/waldir/waldir.go",
+			old:  "\t\treturn d.drop(n, path)\n", new: "\t\treturn d.fs.Remove(path)\n",
+			pkg: "segment/disk/waldir", run: "TestSpool",
+		},
+		{
+			promise: "invariant 5", breaks: "an old primary's WAL goes into the directory of its successor's",
+			file: "receiver/resume.go",
+			old:  "if owned && own.Timeline > s.system.Timeline {", new: "if false {",
+			pkg: "receiver", run: "TestADirectoryOfAYoungerTimeline",
+		},
+
 		// What is reported survives.
 		{
 			promise: "invariant 1", breaks: "received counts as spooled",
