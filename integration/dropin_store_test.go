@@ -15,7 +15,6 @@ type dropInStore struct {
 	*scene
 	env   []string // of pg_receivewal
 	url   string
-	flags []string   // of the connection
 	puts  func() int // segments that were sent to the archive; nil: nobody counts
 	fetch func(args ...string) *process
 }
