@@ -59,7 +59,7 @@ type dropIn struct {
 	began segment.Position
 	again string // the line that comes once more at the end
 
-	contacted bool // the server has answered once
+	streams bool // an error is the stream's, and no longer one of the way there
 }
 
 // runDropIn runs as pg_receivewal, and returns its exit code: 0 or 1.

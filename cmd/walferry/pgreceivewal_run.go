@@ -72,7 +72,6 @@ func (d *dropIn) contact(ctx context.Context) (group bool, err error) {
 	for {
 		group, err = d.askGroupAccess(ctx)
 		if err == nil || ctx.Err() != nil {
-			d.contacted = err == nil
 			return group, nil
 		}
 		if d.NoLoop || !mayPass(err) {
@@ -106,6 +105,7 @@ func (d *dropIn) askGroupAccess(ctx context.Context) (group bool, err error) {
 
 // stream joins the receiver with the uploader, or with what stands in for it.
 func (d *dropIn) stream(ctx context.Context, dir *waldir.FS, sp *spool.Spool, ar *archive.Archive, set *settings.Set) error {
+	d.streams = true
 	o := receiver.Options{
 		Connect: func(ctx context.Context) (*replication.Conn, error) { return replication.Connect(ctx, d.server) },
 		Slot:    d.Slot, SlotMustExist: true, ApplicationName: d.server.ApplicationName(),

@@ -161,7 +161,7 @@ func dropInHint(err error) string {
 // disconnects reports whether an error ended a connection that is not made
 // again only because of --no-loop.
 func (d *dropIn) disconnects(err error) bool {
-	return d.NoLoop && d.contacted && !receiver.Final(err) && !errors.As(err, new(*directoryFailure))
+	return d.NoLoop && d.streams && !receiver.Final(err) && !errors.As(err, new(*directoryFailure))
 }
 
 // commandError is the failure of a command.
