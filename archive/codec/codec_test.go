@@ -722,11 +722,11 @@ func TestStreamGivenUp(t *testing.T) {
 							t.Fatal(err)
 						}
 						_, err = w.Write(walLike(3<<20, 6))
+						n := -1
 						if giveUp {
 							w.GiveUp()
-							broken = errGivenUp
+							broken, n = errGivenUp, out.Len()
 						}
-						n := out.Len()
 						if err = errors.Join(err, w.Close()); !errors.Is(err, broken) {
 							t.Error(err)
 						}

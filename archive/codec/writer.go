@@ -35,7 +35,7 @@ type StreamOptions struct {
 
 // encoder is what the libraries' writers have in common, made to start anew.
 // A contentSize of unknownSize is not written into the frame. giveUp ends what
-// the encoder has running, without an end of the frame.
+// the encoder has running; its target must refuse what is still written.
 type encoder interface {
 	io.WriteCloser
 	start(w io.Writer, contentSize int64, o StreamOptions) error
@@ -95,14 +95,31 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return s.writer.Write(p)
 }
 
+// Close ends the stream. One that has failed is given up.
+func (s *Stream) Close() error {
+	if s.err != nil && s.enc != nil {
+		s.giveUp(s.err)
+	}
+	err := s.writer.Close()
+	if err != nil {
+		s.target.refuse(err)
+	}
+	return err
+}
+
 // GiveUp ends a stream without the end of its frame. After Close it does
 // nothing.
 func (s *Stream) GiveUp() {
 	if s.enc != nil {
-		s.target.refuse(errGivenUp)
-		s.enc.giveUp()
-		s.enc, s.err = nil, errGivenUp
+		s.giveUp(errGivenUp)
 	}
+}
+
+// giveUp ends the encoder, whose target refuses everything from here on.
+func (s *Stream) giveUp(why error) {
+	s.target.refuse(why)
+	s.enc.giveUp()
+	s.enc, s.err = nil, why
 }
 
 var errGivenUp = errors.New("the stream was given up")
@@ -225,7 +242,6 @@ func (w *writer) Close() error {
 	if w.err != nil {
 		// An encoder in the middle of a frame would have to write the rest of
 		// it to be used again: it is dropped instead.
-		enc.giveUp()
 		return w.err
 	}
 	if err := enc.Close(); err != nil {
@@ -289,9 +305,13 @@ func (e *lz4Encoder) Close() error {
 	return nil
 }
 
-// giveUp: to start anew the library waits for its goroutines, which write what
-// they have, and no end.
-func (e *lz4Encoder) giveUp() { e.Reset(nil) }
+// giveUp: Close waits for the library's goroutines; what they, and it, still
+// write is refused, which is all that can go wrong. Where it did not come to that,
+// since not even the header could be written, Reset ends the one that waits.
+func (e *lz4Encoder) giveUp() {
+	_ = e.Writer.Close()
+	e.Reset(nil)
+}
 
 type zstdEncoder struct{ *zstd.Encoder }
 
