@@ -90,11 +90,12 @@ func newFailover(t *testing.T, i instance.Installation, mb int) *failover {
 
 // failoverSettings are those of every server: what pg_rewind asks for, room for
 // two segments, which PostgreSQL wants, and an archiver, with which a promoted
-// server renames the old timeline's last segment.
+// server renames the old timeline's last segment. The receiver reports thrice in
+// a wal_sender_timeout.
 func failoverSettings(mb int) map[string]string {
 	return map[string]string{
 		"wal_log_hints": "on", "wal_keep_size": "4GB", "max_wal_size": "4GB", "min_wal_size": fmt.Sprint(max(2*mb, 80), "MB"),
-		"autovacuum": "off", "hot_standby": "on", "archive_mode": "on", "archive_command": "true",
+		"autovacuum": "off", "hot_standby": "on", "archive_mode": "on", "archive_command": "true", "wal_sender_timeout": "6s",
 	}
 }
 
