@@ -207,3 +207,39 @@ func (h *hangingDisk) letOneThrough() {
 	close(h.gate)
 	h.gate = make(chan struct{})
 }
+
+// TestTheEndWaitsForTheDisk: however long a disk, or a compressor, takes for
+// what was received up to the end, the run ends well, and all of it is reported.
+func TestTheEndWaitsForTheDisk(t *testing.T) {
+	for _, told := range []bool{false, true} {
+		t.Run(fmt.Sprintf("told to stop: %v", told), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				w.options.Lazy, w.options.Hold = true, 0
+				gate := &hangingDisk{FS: disk.OS{}}
+				w.fs = gate
+				w.srv.FillTo(2*mb + 5000)
+				if !told {
+					w.options.EndPos = 3 * mb
+				}
+				end, result := w.start(0)
+				w.carrier.stall()
+				time.Sleep(12 * time.Second)
+				gate.hang()
+				w.srv.FillTo(3*mb + 5000)
+				settle()
+				time.AfterFunc(5*stopPatience, gate.goOn)
+				if told {
+					if err := end(); err != nil {
+						t.Errorf("Run = %v", err)
+					}
+				} else if err := <-result; err != nil {
+					t.Errorf("Run = %v", err)
+				}
+				if s := w.lastStatus(); s.Flush != w.r.Summary().Position.LSN || s.Flush < 3*mb {
+					t.Errorf("the last status is %+v, and received was %s", s, w.r.Summary().Position)
+				}
+			})
+		})
+	}
+}

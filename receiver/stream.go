@@ -15,8 +15,9 @@ import (
 	"github.com/walferry/walferry/segment/spool"
 )
 
-// stopPatience bounds the good-bye of a stream that was asked to end, and
-// shipPatience the part of it that waits for the archive.
+// stopPatience bounds the good-bye of a stream that was asked to end, once what
+// was received is durable, and shipPatience the part of it that waits for the
+// archive.
 const (
 	stopPatience = 5 * time.Second
 	shipPatience = 3 * time.Second
@@ -623,12 +624,15 @@ func (st *streaming) giveUp() {
 func (st *streaming) stop(ctx context.Context) error {
 	r := st.r
 	finished := ctx.Err() == nil
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopPatience)
-	defer cancel()
+	ctx = context.WithoutCancel(ctx)
+	// However long the disk takes, and a slow compressor: shutDisk would wait for
+	// them as well, and nobody would be told of what they did.
 	if err := st.flush(ctx); err != nil {
 		return err
 	}
 	st.offer()
+	ctx, cancel := context.WithTimeout(ctx, stopPatience)
+	defer cancel()
 	r.o.Events.Stopping(r.pos, finished)
 	st.shipRest(ctx)
 	st.feedback.due = true
