@@ -457,3 +457,42 @@ func TestNamesAfterAPartialWasTakenOver(t *testing.T) {
 		}
 	})
 }
+
+// The power goes while a full segment waits for its seal and the next one has
+// begun. Whatever is left of the two, the first is gone on from: nobody else
+// would ask for what it lacks. So it is when the power goes again.
+func TestPowerGoesWhileASegmentWaitsForItsSeal(t *testing.T) {
+	log := twoSegments()
+	alone := 0
+	for _, m := range methods {
+		for seed := range uint64(40) {
+			y := newStory(seed, log, waldir.Options{Method: m})
+			check(t, y.open())
+			for _, to := range []segment.LSN{first.End(size), second.Start(size) + 100_000} {
+				g, err := y.s.Begin(size.Name(1, to-1))
+				check(t, err)
+				check(t, g.WriteAt(log.Bytes(g.Start(), to), g.Start()))
+				g.Advance(to)
+			}
+			for range 3 {
+				y.fs.Crash()
+				d := waldir.New(y.fs, dir, waldir.Options{Method: m})
+				w, err := d.Scan()
+				check(t, err)
+				if w.Found && (w.Name != first || w.Complete) {
+					t.Fatalf("method %d, seed %d: goes on from %+v; there are %q", m, seed, w, names(t, y.fs))
+				}
+				s, err := spool.Open(d, dir, spool.Options{Keep: true})
+				check(t, err)
+				if got := names(t, y.fs); len(got) == 1 && strings.HasPrefix(got[0], second.String()) {
+					t.Fatalf("method %d, seed %d: %q is left alone", m, seed, got)
+				} else if len(got) == 2 && len(s.Segments()) == 0 {
+					alone++ // the first is empty
+				}
+			}
+		}
+	}
+	if alone == 0 {
+		t.Error("at no time was the first one empty and the second not")
+	}
+}

@@ -23,6 +23,11 @@
 // segment that the spool removes is no longer shown; its file stays. Only a
 // partial is removed.
 //
+// Of several partials in a row on one timeline the first is the one to go on
+// from, and those behind it are not shown: a crash came while it waited for its
+// seal. So that it is there then, a partial's name is durable before a byte is
+// written, and stays while the next segment has a partial.
+//
 // A directory of 100,000 files costs its names. Looked into are the newest and
 // what is shown.
 //
@@ -53,6 +58,8 @@
 //	create      create SEG.gz.partial        nothing, or an empty file        an empty partial is removed
 //	SyncTo      write, fsync                 SEG.gz.partial, torn behind the  what decodes is taken over: all in front of
 //	                                         last sync                        the last sync, and perhaps more
+//	(next       full, not sealed yet         SEG.gz.partial, empty or torn;   the first is gone on from, as if the
+//	segment)                                 that of the next segment         other were not there
 //	seal        end of the stream, fsync     SEG.gz.partial, whole            taken over, compared, sealed
 //	            rename to SEG.gz             either name, whole               the same, or complete
 //	take a      write SEG.gz.partial.tmp     the old partial, and the         the temporary file is removed

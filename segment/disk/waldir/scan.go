@@ -73,7 +73,7 @@ type found struct {
 // then the highest timeline, then complete over partial. Complete files that
 // have not a segment's size are warned of and skipped. It changes nothing, and
 // looks into no more files than it must. What Remove hides counts, since it is
-// there.
+// there. Of several partials in a row the first is gone on from, not the last.
 //
 // Errors: the directory or a file that had to be looked at cannot be read; an
 // .lz4 file that cannot be decoded, or a .gz file too short to be one, as with
@@ -121,10 +121,39 @@ func (d *FS) scan(l listing) (found, error) {
 		}
 		if id != nil {
 			w.id = id
-			return w, nil
+			break
 		}
 	}
+	w.goBack(l)
 	return w, nil
+}
+
+// goBack goes on from the first of several partials in a row: a crash came while
+// the segments before the newest waited for their seal, or were not on the disk
+// yet. (The original has one at most: it seals each before it begins the next.)
+func (w *found) goBack(l listing) {
+	for w.Found && !w.Complete {
+		before, ok := w.before()
+		if set := l.forms[before]; !ok || set.these(true) == nil || set.these(false) != nil {
+			return
+		}
+		w.Name, w.at = before, slices.Index(l.names, before)
+	}
+}
+
+// before returns the segment before the newest on its timeline; ok is false
+// where there is none, or where only the segment size, which is not known,
+// would tell.
+func (w *found) before() (n segment.Name, ok bool) {
+	n = w.Name
+	if w.id != nil && n.Check(w.id.size) == nil && n.Start(w.id.size) > 0 {
+		return w.id.size.Name(n.Timeline, n.Start(w.id.size)-1), true
+	}
+	if n.Seg == 0 {
+		return n, false
+	}
+	n.Seg--
+	return n, true
 }
 
 // complete looks for a complete file of n that proves its size, which is
@@ -377,12 +406,7 @@ func (d *FS) view(l listing, w found) (map[string]form, error) {
 }
 
 // hides reports whether the spool has no need of a complete segment.
-func (d *FS) hides(n segment.Name) bool {
-	d.mu.Lock()
-	dropped := d.dropped[n]
-	d.mu.Unlock()
-	return dropped || d.o.Hide != nil && d.o.Hide(n)
-}
+func (d *FS) hides(n segment.Name) bool { return d.o.Hide != nil && d.o.Hide(n) }
 
 // sound is complete for a segment that did not win. One that is not near the
 // newest is not decoded: a .gz file that ends with the right length, and an

@@ -113,7 +113,7 @@ func (d *FS) newStream(n segment.Name, perm fs.FileMode) (disk.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := d.create(s.path(), perm)
+	f, err := d.createNamed(s.path(), perm)
 	if err != nil {
 		return nil, errors.Join(err, s.discard())
 	}
@@ -332,7 +332,7 @@ func (s *stream) seal() error {
 	if err := d.fs.Rename(s.path(), d.path(whole)); err != nil {
 		return err
 	}
-	d.sealed(s.n, d.o.Method)
+	d.sealed(s.n)
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	d.forget(whole)

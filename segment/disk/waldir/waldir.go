@@ -67,12 +67,11 @@ type FS struct {
 	encoders sync.Pool  // of encoder
 
 	mu      sync.Mutex
-	newest  Newest                // of the last ReadDir
-	id      *identity             // nil: not known yet
-	draft   *note                 // the identity, while the spool writes it
-	shown   map[string]form       // of the view's names, which were found or written
-	dropped map[segment.Name]bool // complete segments that the spool has no need of any more
-	open    map[string]*decoded   // compressed files by name, those that are open and the idle one
+	newest  Newest              // of the last ReadDir
+	id      *identity           // nil: not known yet
+	draft   *note               // the identity, while the spool writes it
+	shown   map[string]form     // of the view's names, which were found or written
+	open    map[string]*decoded // compressed files by name, those that are open and the idle one
 	idle    *decoded
 	spare   []byte // of a segment that was closed, for the next
 	streams map[segment.Name]*stream
@@ -85,8 +84,8 @@ var _ disk.FS = (*FS)(nil)
 func New(fsys disk.FS, dir string, o Options) *FS {
 	return &FS{
 		fs: fsys, dir: filepath.Clean(dir), o: o, log: cmp.Or(o.Log, slog.New(slog.DiscardHandler)),
-		shown: make(map[string]form), dropped: make(map[segment.Name]bool),
-		open: make(map[string]*decoded), streams: make(map[segment.Name]*stream),
+		shown: make(map[string]form),
+		open:  make(map[string]*decoded), streams: make(map[segment.Name]*stream),
 	}
 }
 
@@ -135,14 +134,28 @@ func (d *FS) Create(path string, perm fs.FileMode) (disk.File, error) {
 		return nil, &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
 	}
 	f := form{d.o.Method, true}
-	if f.method == None {
-		plain, err := d.create(d.path(f.name(n)), perm)
-		if err == nil {
-			d.show(n, f)
-		}
-		return plain, err
+	if f.method != None {
+		return d.newStream(n, perm)
 	}
-	return d.newStream(n, perm)
+	plain, err := d.createNamed(d.path(f.name(n)), perm)
+	if err == nil {
+		d.show(n, f)
+	}
+	return plain, err
+}
+
+// createNamed is create of a partial. Its name is durable before a byte is
+// written, as with the original: a partial is never there without the ones
+// before it, so that none of these is passed over (see found.goBack).
+func (d *FS) createNamed(path string, perm fs.FileMode) (disk.File, error) {
+	f, err := d.create(path, perm)
+	if err != nil {
+		return nil, err
+	}
+	if err := d.SyncDir(d.dir); err != nil {
+		return nil, errors.Join(err, f.Close(), d.fs.Remove(path))
+	}
+	return f, nil
 }
 
 // create makes a file that is not compressed.
@@ -226,13 +239,14 @@ func (d *FS) find(op, path string, n segment.Name, partial bool) (form, error) {
 	view := form{None, partial}.name(n)
 	d.mu.Lock()
 	f, ok := d.shown[view]
-	hidden := !partial && d.dropped[n]
 	d.mu.Unlock()
 	if ok {
 		return f, nil
 	}
-	if !partial || hidden {
-		return form{}, &fs.PathError{Op: op, Path: path, Err: fs.ErrNotExist}
+	if !partial {
+		f = form{d.o.Method, false} // sealed by this run: no list is kept of these
+		_, err := d.fs.Stat(d.path(f.name(n)))
+		return f, err
 	}
 	there, err := d.partials(n)
 	if err != nil {
@@ -345,17 +359,17 @@ func (d *FS) Rename(from, to string) error {
 	if err := d.fs.Rename(d.path(f.name(n)), d.path(n.String())); err != nil {
 		return err
 	}
-	d.sealed(n, None)
+	d.sealed(n)
 	return nil
 }
 
-// sealed notes that a segment is complete.
-func (d *FS) sealed(n segment.Name, m Method) {
+// sealed notes that a segment is complete. Its name is found in the directory
+// from now on: a run that seals for a year must not keep a year's names.
+func (d *FS) sealed(n segment.Name) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.shown, form{None, true}.name(n))
-	d.shown[n.String()] = form{m, false}
-	delete(d.dropped, n)
+	delete(d.shown, n.String())
 }
 
 // Link implements disk.FS: it is refused.
@@ -363,8 +377,10 @@ func (d *FS) Link(from, _ string) error {
 	return &fs.PathError{Op: "link", Path: from, Err: errors.ErrUnsupported}
 }
 
-// Remove implements disk.FS. A complete segment is only hidden: its file stays
-// for ever, as pg_receivewal's does. A partial is removed in every form.
+// Remove implements disk.FS. A complete segment is not removed, though it may
+// not be shown any more: its file stays for ever, as pg_receivewal's does. A
+// partial is removed in every form, but for one that another follows: by its
+// name alone a start knows that the other is not what to go on from.
 func (d *FS) Remove(path string) error {
 	file, ok := d.within(path)
 	n, partial, isSegment := parseView(file)
@@ -383,6 +399,9 @@ func (d *FS) Remove(path string) error {
 	if there == 0 {
 		return &fs.PathError{Op: "remove", Path: path, Err: fs.ErrNotExist}
 	}
+	if followed, err := d.followed(n); err != nil || followed {
+		return err
+	}
 	for _, f := range there.these(true) {
 		if err := d.remove(f.name(n)); err != nil {
 			return err
@@ -394,15 +413,24 @@ func (d *FS) Remove(path string) error {
 	return nil
 }
 
+// followed reports whether the next segment has a partial, too.
+func (d *FS) followed(n segment.Name) (bool, error) {
+	size, err := d.segmentSize()
+	if err != nil {
+		return false, nil // of a cluster that nothing here tells: all of it is empty
+	}
+	there, err := d.partials(n.Next(size))
+	return there != 0, err
+}
+
 func (d *FS) drop(n segment.Name, path string) error {
+	f, err := d.find("remove", path, n, false)
+	if err != nil {
+		return err
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	f, ok := d.shown[n.String()]
-	if !ok {
-		return &fs.PathError{Op: "remove", Path: path, Err: fs.ErrNotExist}
-	}
 	delete(d.shown, n.String())
-	d.dropped[n] = true
 	d.forget(f.name(n))
 	return nil
 }
