@@ -113,6 +113,7 @@ func (d *dropIn) stream(ctx context.Context, dir *waldir.FS, sp *spool.Spool, ar
 		NoFlush: d.Slot == "" && !d.Synchronous, Lazy: !d.Synchronous,
 		StatusInterval: d.StatusInterval, ShutdownGrace: shutdownGrace,
 		Begin:  func(size segment.Size) (segment.Position, bool) { return whereToGoOn(dir.Newest(), size) },
+		Hosts:  eachHost(d.server),
 		Events: d, Log: d.log,
 	}
 	if o.StatusInterval == 0 {
@@ -162,29 +163,34 @@ func whereToGoOn(w waldir.Newest, size segment.Size) (p segment.Position, ok boo
 // shutdownGrace is how long a stopping server may wait for us.
 const shutdownGrace = 30 * time.Second
 
+// listAtOnce is how far archivedAlready lists at a time, in the middle eight
+// digits of names, which count 4 GiB of WAL each.
+const listAtOnce = 16
+
 // archivedAlready returns a function that says whether the archive has a
-// segment: what it has need not be compared with it at each start. It lists a
-// timeline once, from the first segment on that it is asked for; while the
-// archive cannot be listed nothing is taken to be there.
+// segment: what it has need not be compared with it at each start. It is asked
+// for the newest first, and lists the archive by the piece. What cannot be listed
+// is taken not to be there.
 func archivedAlready(ctx context.Context, ar *archive.Archive, log *slog.Logger) func(segment.Name) bool {
-	type listed struct {
-		from segment.Name
-		have map[segment.Name]bool
-	}
-	timelines := map[segment.Timeline]listed{}
+	have := map[segment.Name]bool{}
+	lowest := map[segment.Timeline]segment.Name{} // from where on it was listed
 	return func(n segment.Name) bool {
-		l, ok := timelines[n.Timeline]
-		if !ok || n.Compare(l.from) < 0 {
-			l = listed{n, map[segment.Name]bool{}}
-			for have, err := range ar.Segments(ctx, n) {
-				if err != nil {
-					log.Warn("the archive cannot be asked what it has: all of the directory is compared with it", "error", err.Error())
-					break
-				}
-				l.have[have] = true
-			}
-			timelines[n.Timeline] = l
+		before, listed := lowest[n.Timeline]
+		if listed && n.Compare(before) >= 0 {
+			return have[n]
 		}
-		return l.have[n]
+		from := segment.Name{Timeline: n.Timeline, Log: n.Log - min(n.Log, listAtOnce-1)}
+		lowest[n.Timeline] = from
+		for found, err := range ar.Segments(ctx, from) {
+			if err != nil {
+				log.Warn("the archive cannot be asked what it has: what is in the directory is compared with it", "error", err.Error())
+				break
+			}
+			if listed && found.Compare(before) >= 0 {
+				break
+			}
+			have[found] = true
+		}
+		return have[n]
 	}
 }
