@@ -31,14 +31,14 @@ func large() *script {
 }
 
 // picked says which steps of a sweep are taken: all of them in a full run, else
-// every fifth from a random one on. Each moves some 30 MB, which the race
+// every fifteenth from a random one on. Each moves some 30 MB, which the race
 // detector looks at byte by byte.
 func picked(t *testing.T) func(n int) bool {
 	t.Helper()
 	if os.Getenv("WALFERRY_FULL") != "" {
 		return func(int) bool { return true }
 	}
-	const stride = 5
+	const stride = 15
 	first := rand.IntN(stride)
 	t.Logf("of %d steps each, number %d is taken (all with WALFERRY_FULL=1)", stride, first)
 	return func(n int) bool { return n%stride == first }
