@@ -432,3 +432,44 @@ func TestSyncBesideWrites(t *testing.T) {
 		check(t, s.Close())
 	}
 }
+
+// Who reads a partial of an earlier run, as the uploader does, may go on while
+// the receiver begins it again, which writes what it has once more.
+func TestReadsBesideBegin(t *testing.T) {
+	log := twoSegments()
+	for _, m := range []waldir.Method{waldir.Gzip, waldir.LZ4} {
+		dir := t.TempDir()
+		open := func() *spool.Spool {
+			s, err := spool.Open(waldir.New(disk.OS{}, dir, waldir.Options{Method: m}), dir, spool.Options{Keep: true})
+			check(t, err)
+			return s
+		}
+		s := open()
+		check(t, s.Bind(cluster))
+		g, err := s.Begin(first)
+		check(t, err)
+		end := first.Start(size) + 500_000
+		check(t, g.WriteAt(log.Bytes(g.Start(), end), g.Start()))
+		g.Advance(end)
+		_, err = g.Sync()
+		check(t, err)
+		check(t, s.Close())
+
+		s = open()
+		held := s.Segments()[0]
+		_, vouched := held.Vouched()
+		var reading sync.WaitGroup
+		reading.Go(func() {
+			got := make([]byte, vouched-held.Start())
+			for range 20 {
+				if err := held.ReadAt(got, held.Start()); err != nil || !bytes.Equal(got, log.Bytes(held.Start(), vouched)) {
+					t.Errorf("method %d: read %v", m, err)
+				}
+			}
+		})
+		_, err = s.Begin(first)
+		check(t, err)
+		reading.Wait()
+		check(t, s.Close())
+	}
+}
