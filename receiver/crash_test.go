@@ -20,7 +20,7 @@ import (
 // reported as flushed until then is on the disk (invariant 1).
 func TestReportedFlushSurvivesAPowerCut(t *testing.T) {
 	for _, mode := range []struct{ fail, synchronous bool }{{false, true}, {true, true}, {false, false}} {
-		step := 5
+		step := 11
 		if os.Getenv("WALFERRY_FULL") != "" {
 			step = 1
 		}
