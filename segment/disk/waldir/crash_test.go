@@ -226,6 +226,14 @@ func (y *story) tidy() error {
 
 func full() bool { return os.Getenv("WALFERRY_FULL") != "" }
 
+// luck is how many seeds are tried: a third of n in a short run.
+func luck(n int) int {
+	if full() {
+		return n
+	}
+	return n/3 + 1
+}
+
 var methods = []waldir.Method{waldir.None, waldir.Gzip, waldir.LZ4}
 
 // eachChange calls f for a run's method and the next's.
@@ -247,14 +255,14 @@ func level(m waldir.Method) int {
 	return 0
 }
 
-// The power goes at every operation in turn (at every fourth of each change of
+// The power goes at every operation in turn (at every ninth of each change of
 // methods, unless WALFERRY_FULL is set). A run of another method finds what was
 // promised, goes on to the story's end, and the power goes again.
 func TestPowerGoesAtEveryOperation(t *testing.T) {
 	log := twoSegments()
 	once := func(step func() error) error { return step() }
 	eachChange(t, func(t *testing.T, was, is waldir.Method) {
-		stride := 4
+		stride := 9
 		if full() {
 			stride = 1
 		}
@@ -433,7 +441,7 @@ func TestNamesAfterAPartialWasTakenOver(t *testing.T) {
 		before := y.fs.Ops()
 		_, err := y.begin(first)
 		check(t, err)
-		for seed := range uint64(10 * len(m.at)) { // with different luck
+		for seed := range uint64(luck(10) * len(m.at)) { // with different luck
 			y := start(seed, was, is)
 			y.fs.StopAt(m.at[seed%uint64(len(m.at))] - before)
 			if _, err := y.begin(first); err != nil && !errors.Is(err, crashfs.ErrCrashed) {
@@ -465,7 +473,7 @@ func TestPowerGoesWhileASegmentWaitsForItsSeal(t *testing.T) {
 	log := twoSegments()
 	alone := 0
 	for _, m := range methods {
-		for seed := range uint64(40) {
+		for seed := range uint64(luck(40)) {
 			y := newStory(seed, log, waldir.Options{Method: m})
 			check(t, y.open())
 			for _, to := range []segment.LSN{first.End(size), second.Start(size) + 100_000} {
