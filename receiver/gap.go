@@ -114,7 +114,9 @@ func (r *Receiver) serverBegin(ctx context.Context) (segment.LSN, error) {
 	if err != nil {
 		return 0, err
 	}
-	system, err := conn.IdentifySystem(ctx)
+	ask, cancel := answering(ctx)
+	system, err := conn.IdentifySystem(ask)
+	cancel()
 	if err = errors.Join(err, conn.Close(ctx)); err != nil {
 		return 0, err
 	}
@@ -153,6 +155,8 @@ func (r *Receiver) serverBegin(ctx context.Context) (segment.LSN, error) {
 // must lie before its end. replication.ErrWALRemoved: it has not. The connection
 // is used up.
 func stillHas(ctx context.Context, conn *replication.Conn, from segment.Position) error {
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	s, err := conn.StartReplication(ctx, "", from)
 	if err != nil {
 		err = errors.Join(err, conn.Close(ctx))
@@ -255,6 +259,8 @@ func (r *Receiver) streamFrom(ctx context.Context, conn *replication.Conn, to se
 // timeline of the one that we stream from: what it sends is then that one's
 // history.
 func (r *Receiver) inspectOther(ctx context.Context, conn *replication.Conn) (server, error) {
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	s := server{version: conn.Version(), inRecovery: conn.InRecovery(), size: r.size}
 	var err error
 	if s.system, err = conn.IdentifySystem(ctx); err != nil {

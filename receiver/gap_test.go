@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -833,4 +834,47 @@ func inSpool(sp *spool.Spool, w *world, n segment.Name, l segment.LSN) bool {
 	return slices.ContainsFunc(sp.Segments(), func(g *spool.Segment) bool {
 		return g.Name() == n && g.ReadAt(b, l) == nil && bytes.Equal(b, w.srv.WAL().Bytes(n.Timeline, l, l+1))
 	})
+}
+
+// TestAServerThatHangsAtAGap: it takes the connection and does not answer, when
+// it is asked whether it has the WAL, or where its WAL begins. It is asked again,
+// not waited for.
+func TestAServerThatHangsAtAGap(t *testing.T) {
+	for _, c := range []struct {
+		word string
+		nth  int // of these commands since the start
+	}{{"START_REPLICATION", 1}, {"START_REPLICATION", 2}, {"IDENTIFY_SYSTEM", 2}} {
+		t.Run(fmt.Sprintf("%s %d", c.word, c.nth), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				held := w.srv.FillTo(3*mb + 50000)
+				w.run(12 * time.Second)
+				w.srv.FillTo(20*mb + 10000)
+				w.srv.RemoveWALBefore(11 * mb)
+				w.options.Slot = "another" // missing: the WAL is asked for without it
+				release := make(chan struct{})
+				defer close(release)
+				n := 0
+				w.srv.OnCommand(func(sql string) error {
+					if strings.HasPrefix(sql, c.word) {
+						if n++; n == c.nth {
+							<-release
+							return fakepg.ErrDrop
+						}
+					}
+					return nil
+				})
+				_, result := w.start(0)
+				select {
+				case err := <-result:
+					var gap *GapError
+					if !errors.As(err, &gap) || !slices.Equal(gap.Missing, one(held, 11*mb)) {
+						t.Errorf("Run = %v", err)
+					}
+				case <-time.After(10 * time.Minute):
+					t.Error("it is waited for")
+				}
+			})
+		})
+	}
 }

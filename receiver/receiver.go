@@ -437,6 +437,8 @@ func (r *Receiver) dropSlot(ctx context.Context) error {
 		// The good-bye of a connection that is no longer needed.
 		_ = conn.Close(ctx)
 	}()
+	ctx, cancel := answering(ctx)
+	defer cancel()
 	for range 10 {
 		if err = conn.DropSlot(ctx, r.o.Slot); !errors.Is(err, replication.ErrSlotActive) {
 			return err
