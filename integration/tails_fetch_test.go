@@ -336,7 +336,7 @@ func TestBrokenTailsStopARecovery(t *testing.T) {
 			if err := c.spoil(); err != nil {
 				t.Fatal(err)
 			}
-			pg := s.recovery(c.name, "recovery.signal", s.quickCommand()+" --budget 1s")
+			pg := s.recovery(c.name, "recovery.signal", s.quickCommand()+" --budget 5s")
 			if err := pg.Launch(s.ctx()); err != nil {
 				t.Fatal(err)
 			}
@@ -344,7 +344,7 @@ func TestBrokenTailsStopARecovery(t *testing.T) {
 				t.Fatalf("the server did not stop: %v", err)
 			}
 			s.unpromoted(pg, c.broken)
-			standby := s.recovery(c.name+"-standby", "standby.signal", s.quickCommand()+" --budget 1s")
+			standby := s.recovery(c.name+"-standby", "standby.signal", s.quickCommand()+" --budget 5s")
 			s.polls(standby, c.broken)
 
 			if err := os.WriteFile(path, sound, 0o600); err != nil {

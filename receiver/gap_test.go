@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -842,7 +843,7 @@ func inSpool(sp *spool.Spool, w *world, n segment.Name, l segment.LSN) bool {
 func TestAServerThatHangsAtAGap(t *testing.T) {
 	for _, c := range []struct {
 		word string
-		nth  int // of these commands since the start
+		nth  int64 // of these commands since the start
 	}{{"START_REPLICATION", 1}, {"START_REPLICATION", 2}, {"IDENTIFY_SYSTEM", 2}} {
 		t.Run(fmt.Sprintf("%s %d", c.word, c.nth), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -854,13 +855,11 @@ func TestAServerThatHangsAtAGap(t *testing.T) {
 				w.options.Slot = "another" // missing: the WAL is asked for without it
 				release := make(chan struct{})
 				defer close(release)
-				n := 0
+				var n atomic.Int64 // each connection asks in its own goroutine
 				w.srv.OnCommand(func(sql string) error {
-					if strings.HasPrefix(sql, c.word) {
-						if n++; n == c.nth {
-							<-release
-							return fakepg.ErrDrop
-						}
+					if strings.HasPrefix(sql, c.word) && n.Add(1) == c.nth {
+						<-release
+						return fakepg.ErrDrop
 					}
 					return nil
 				})

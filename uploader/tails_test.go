@@ -355,8 +355,6 @@ func TestTailsAreMergedAndRemoved(t *testing.T) {
 		s := newScene(t, Options{ShipInterval: time.Second})
 		n := name(1, 1)
 		s.up.Base(segment.Position{Timeline: 1, LSN: n.Start(size)})
-		end := s.run()
-		g := s.begin(n)
 		written := int64(0)
 		s.store.after = func(_ int, key string) error {
 			if strings.HasPrefix(key, "wal_tail_005/") {
@@ -369,6 +367,8 @@ func TestTailsAreMergedAndRemoved(t *testing.T) {
 			}
 			return nil
 		}
+		end := s.run()
+		g := s.begin(n)
 		for i := range 2200 {
 			s.grow(g, 100, false)
 			time.Sleep(time.Second)
@@ -542,7 +542,7 @@ func TestWhatTheDiskHoldsGoesUpWithoutAServer(t *testing.T) {
 		s.grow(g, 1000, false)
 		time.Sleep(2 * time.Second)
 		first := s.objects(n)
-		s.store.before = func(int, string) error { return errors.New("503") }
+		s.store.fail(errors.New("503"))
 		s.grow(g, 1000, false)
 		time.Sleep(2 * time.Second)
 		held := g.Advanced()
@@ -552,7 +552,7 @@ func TestWhatTheDiskHoldsGoesUpWithoutAServer(t *testing.T) {
 		if err := end(); err != nil {
 			t.Error(err)
 		}
-		s.store.before = nil
+		s.store.fail(nil)
 
 		s.restart(Options{ShipInterval: time.Second})
 		end = s.run()
@@ -791,7 +791,7 @@ func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
 			first.Advance(n.End(size))
 			synctest.Wait()
 			s.mustHold(n)
-			s.store.before = func(int, string) error { return errors.New("503") }
+			s.store.fail(errors.New("503"))
 			next := n.Next(size)
 			if c.forked {
 				next.Timeline = s.wal.Fork(1, to)
@@ -816,7 +816,7 @@ func TestARecordThatGoesOnFromTheArchive(t *testing.T) {
 			if err := end(); err != nil {
 				t.Error(err)
 			}
-			s.store.before = nil
+			s.store.fail(nil)
 			s.restart(Options{ShipInterval: time.Second})
 			end = s.run()
 			time.Sleep(2 * time.Second)

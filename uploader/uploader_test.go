@@ -33,14 +33,15 @@ type failingStore struct {
 	objstore.Store
 	mu   sync.Mutex
 	puts int
-	// before is asked before each put, after behind each that was stored.
+	// before is asked before each put, after behind each that was stored, one at
+	// a time. Set them while nothing runs, or by fail.
 	before, after func(put int, key string) error
 }
 
 func (s *failingStore) PutIfAbsent(ctx context.Context, key string, body objstore.Body) error {
 	s.mu.Lock()
 	s.puts++
-	put, before, after := s.puts, s.before, s.after
+	put, before := s.puts, s.before
 	s.mu.Unlock()
 	if before != nil {
 		if err := before(put, key); err != nil {
@@ -50,10 +51,22 @@ func (s *failingStore) PutIfAbsent(ctx context.Context, key string, body objstor
 	if err := s.Store.PutIfAbsent(ctx, key, body); err != nil {
 		return err
 	}
-	if after != nil {
-		return after(put, key)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.after != nil {
+		return s.after(put, key)
 	}
 	return nil
+}
+
+// fail makes every put fail from now on, or none.
+func (s *failingStore) fail(err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.before = nil
+	if err != nil {
+		s.before = func(int, string) error { return err }
+	}
 }
 
 // refuse fails every put of a key that begins so.

@@ -381,7 +381,9 @@ func TestKillTree(t *testing.T) {
 	if err := a.MkdirAll(ready); err != nil {
 		t.Fatal(err)
 	}
-	root := a.Command(testContext(t), "sh", "-c", "(sleep 1000 & touch "+ready+"/a; wait) & touch "+ready+"/b; wait")
+	// Nothing but the shell itself makes the files: a process that does would be
+	// in the tree for a moment.
+	root := a.Command(testContext(t), "sh", "-c", "(sleep 1000 & : >"+ready+"/a; wait) & : >"+ready+"/b; wait")
 	other := a.Command(testContext(t), "sleep", "1000")
 	for _, c := range []interface{ Start() error }{root, other} {
 		if err := c.Start(); err != nil {
