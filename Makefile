@@ -37,8 +37,8 @@ check:
 	go run $(ERRORLINT) ./...
 	go test -count=1 .
 
-# Every test on every PostgreSQL that can be had, with all rounds (about an
-# hour), and the outcome as a document.
+# Every test on every PostgreSQL that can be had, with all rounds (an hour
+# and a half), and the outcome as a document.
 full:
 	@integration/tools/debian.sh compiler
 	@mkdir -p docs/proof
@@ -58,8 +58,8 @@ full:
 	} | tee docs/proof/full.txt; \
 	{ \
 		failed=; \
-		go test -race -count=1 -timeout 30m $$(go list ./... | grep -v '/integration$$') 2>&1 || failed=1; \
-		go test -race -count=1 -parallel 4 -timeout 90m -v ./integration 2>&1 | { grep -v '^=== ' || :; } || failed=1; \
+		go test -race -count=1 -timeout 45m $$(go list ./... | grep -v '/integration$$') 2>&1 || failed=1; \
+		go test -race -count=1 -parallel 4 -timeout 120m -v ./integration 2>&1 | { grep -v '^=== ' || :; } || failed=1; \
 		echo; \
 		echo "ended:   $$(date -u +'%Y-%m-%d %H:%M UTC'), $${failed:+NOT }passed"; \
 		[ -z "$$failed" ]; \
