@@ -45,6 +45,7 @@ type Archive interface {
 	NextSegment(ctx context.Context, after segment.Name) (n segment.Name, ok bool, err error)
 	NextTail(ctx context.Context, after segment.Name) (n segment.Name, ok bool, err error)
 	Gaps(ctx context.Context) (segment.Gaps, error)
+	ReadGap(ctx context.Context, g segment.Gap) (archive.RecordedGap, error)
 }
 
 // Options say what is wanted.
@@ -495,13 +496,21 @@ func (p *planner) hole(ctx context.Context, at segment.LSN) (behind segment.Name
 // lost says, behind other words, that WAL which ends at a place ends at a
 // recorded gap.
 func (p *planner) lost(at segment.LSN) string {
+	if g, ok := p.gapAt(at); ok {
+		return fmt.Sprintf(" (WAL from %s is lost: a gap was recorded there)", g)
+	}
+	return ""
+}
+
+// gapAt returns the recorded gap at which WAL ends that ends at a place.
+func (p *planner) gapAt(at segment.LSN) (segment.Gap, bool) {
 	h, size := p.plan.History, p.plan.Size
 	for _, g := range p.gaps.Along(h) {
 		if g.Start < size.Start(at)+segment.LSN(size) && at < g.End {
-			return fmt.Sprintf(" (WAL from %s is lost: a gap was recorded there)", g)
+			return g, true
 		}
 	}
-	return ""
+	return segment.Gap{}, false
 }
 
 // ancestors returns those of h from a timeline on, oldest first.
@@ -552,8 +561,31 @@ func (p *planner) findReach(ctx context.Context) error {
 	if t.none() && !p.o.StopAtGap {
 		return p.unreachable(ctx, where)
 	}
+	if t.Time != nil {
+		recorded, found, err := p.recorded(ctx, reach.LSN)
+		if err != nil {
+			return err
+		}
+		if found && !t.Time.Before(recorded) {
+			return p.unreachable(ctx, fmt.Sprintf("%s lies behind WAL that was lost by %s: %s", t, formatTime(recorded), where))
+		}
+	}
 	p.note("%s", where)
 	return nil
+}
+
+// recorded returns when the gap was recorded at which WAL ends, rounded up from
+// the record's seconds: all that is lost was written before. A record that does not say so tells nothing.
+func (p *planner) recorded(ctx context.Context, at segment.LSN) (when time.Time, found bool, err error) {
+	g, found := p.gapAt(at)
+	if !found {
+		return time.Time{}, false, nil
+	}
+	r, err := p.archive.ReadGap(ctx, g)
+	if errors.Is(err, archive.ErrNotFound) {
+		return time.Time{}, false, nil
+	}
+	return r.RecordedAt.Add(time.Second), err == nil && r.Err == nil, err
 }
 
 // unreachable refuses, with what the backups on this timeline lead to.

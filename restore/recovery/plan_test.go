@@ -22,7 +22,8 @@ type fakeArchive struct {
 	wal       map[segment.Timeline][][2]segment.LSN
 	identity  archive.Identity
 	gaps      segment.Gaps
-	unknown   bool // it is not recognised
+	recorded  time.Time // of all gaps; zero: their objects cannot be understood
+	unknown   bool      // it is not recognised
 	err       map[string]error
 }
 
@@ -110,6 +111,14 @@ func (a *fakeArchive) NextSegment(_ context.Context, after segment.Name) (segmen
 }
 
 func (a *fakeArchive) Gaps(context.Context) (segment.Gaps, error) { return a.gaps, a.err["Gaps"] }
+
+func (a *fakeArchive) ReadGap(_ context.Context, g segment.Gap) (archive.RecordedGap, error) {
+	r := archive.RecordedGap{Gap: g, RecordedAt: a.recorded}
+	if r.RecordedAt.IsZero() {
+		r.Err = archive.ErrGapObject
+	}
+	return r, a.err["ReadGap"]
+}
 
 // NextTail is the same for a segment that is not whole.
 func (a *fakeArchive) NextTail(_ context.Context, after segment.Name) (segment.Name, bool, error) {
@@ -256,6 +265,14 @@ func TestMakePlan(t *testing.T) {
 		{"a recorded gap, and a backup behind it", Options{}, gap, wanted{3, 2, 8*seg + 4711, ""}},
 		{"a recorded gap, and a target behind it, with a backup there", Options{Target: lsn(4*seg + 0x8000)}, gap, wanted{1, 2, 8*seg + 4711, ""}},
 		{"a recorded gap, and a time that may lie before it", Options{Backup: "base_000000010000000000000004_00000028", Target: at("02:30")}, late, wanted{1, 2, 6*seg + 0x9000, "(WAL from 0/6009000 to 0/7000000 on timeline 2 is lost: a gap was recorded there)"}},
+		{"a recorded gap, and a time before its record", Options{Backup: "base_000000010000000000000004_00000028", Target: at("02:30")}, func(a *fakeArchive) {
+			late(a)
+			a.recorded = day(t, "02:30")
+		}, wanted{1, 2, 6*seg + 0x9000, "a gap was recorded there"}},
+		{"a recorded gap, and a time behind a backup that follows", Options{Target: at("03:30")}, func(a *fakeArchive) {
+			gap(a)
+			a.recorded = day(t, "01:30")
+		}, wanted{1, 2, 8*seg + 4711, ""}},
 		{"a recorded gap that is the end", Options{Backup: "base_000000010000000000000004_00000028", StopAtGap: true}, late, wanted{1, 2, 6*seg + 0x9000, "a gap was recorded there"}},
 		{"a recorded gap of the branch that was left", Options{}, func(a *fakeArchive) {
 			a.gaps = segment.Gaps{{Timeline: 1, Start: 9 * seg, End: 12 * seg}}
@@ -386,6 +403,11 @@ func TestRefused(t *testing.T) {
 		{"an LSN behind a recorded gap, with no backup there", Options{Backup: "base_000000010000000000000002_00000028", Target: lsn(5 * seg)}, gap, "a gap was recorded there", []string{"to before 0/2009000"}},
 		{"a recorded gap, with nothing behind it yet", Options{Backup: "base_000000010000000000000004_00000028"}, late,
 			"it ends at 0/6009000 on timeline 2, and goes on in segment 000000020000000000000007 (WAL from 0/6009000 to 0/7000000 on timeline 2 is lost: a gap was recorded there)", []string{"to before 0/6009000 on timeline 2, where WAL is missing up to segment 000000020000000000000007"}},
+		{"a time behind a recorded gap", Options{Backup: "base_000000010000000000000004_00000028", Target: at("02:30")}, func(a *fakeArchive) {
+			late(a)
+			a.recorded = day(t, "02:30").Add(-time.Second)
+		}, "the time 2026-11-22 02:30:00 UTC lies behind WAL that was lost by 2026-11-22 02:30:00 UTC: the archive's WAL has a hole: from base backup base_000000010000000000000004_00000028 on it ends at 0/6009000 on timeline 2",
+			[]string{"to before 0/6009000 on timeline 2, where WAL is missing"}},
 		{"a recorded gap, and a standby", Options{Backup: "base_000000010000000000000004_00000028", Standby: true}, late, "a gap was recorded there", []string{""}},
 		{"a recorded gap before the fork", Options{Backup: "base_000000010000000000000002_00000028"}, gap, "before timeline 2 begins at 0/5800000 (WAL from 0/2009000", []string{"to before 0/2009000"}},
 		{"a hole before tail objects", Options{Backup: "base_000000010000000000000004_00000028", Standby: true}, func(a *fakeArchive) {
@@ -472,10 +494,15 @@ func TestNoBackup(t *testing.T) {
 	}
 	// What the store cannot answer is its error, and no refusal.
 	broken := errors.New("the storage is away")
-	for _, call := range []string{"Backups", "Timelines", "HistoryOf", "Recognise", "ReachFrom", "NextSegment", "NextTail", "Gaps"} {
-		a := threeBackups(t)
+	for _, call := range []string{"Backups", "Timelines", "HistoryOf", "Recognise", "ReachFrom", "NextSegment", "NextTail", "Gaps", "ReadGap"} {
+		a, o := threeBackups(t), Options{}
+		if call == "ReadGap" {
+			at := day(t, "02:30")
+			lateGap(a)
+			o = Options{Backup: "base_000000010000000000000004_00000028", Target: Target{Time: &at}}
+		}
 		a.err = map[string]error{call: broken}
-		_, err := MakePlan(t.Context(), a, Options{})
+		_, err := MakePlan(t.Context(), a, o)
 		var e *UnreachableError
 		if !errors.Is(err, broken) || errors.As(err, &e) || errors.Is(err, ErrNoBackup) {
 			t.Errorf("%s: %v", call, err)
