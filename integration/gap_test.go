@@ -257,9 +257,13 @@ func (g *gapScene) restoresInFront(gap recordedGap) {
 	if !strings.Contains(p.stdout.String(), "lost       "+gap.Start.String()+" to "+gap.End.String()+" on timeline 1: a gap was recorded") {
 		g.t.Errorf("status says\n%s", p.stdout.String())
 	}
+	if window := fmt.Sprintf("window     %s to %s on timeline 1, with %s or a newer one\n", b.Stop.LSN, gap.Start, g.backup); !strings.Contains(p.stdout.String(), window) {
+		g.t.Errorf("status says\n%swant\n%s", p.stdout.String(), window)
+	}
 	dir := filepath.Join(g.dir, "refused")
 	lostAt := "WAL from " + gap.Start.String() + " to " + gap.End.String() + " on timeline 1 is lost: a gap was recorded there"
-	for _, args := range [][]string{{}, {"--target-lsn", (gap.Start.LSN + 8).String()}, {"--target-lsn", (gap.End.LSN + 0x1000).String()}, {"--standby"}} {
+	for _, args := range [][]string{{}, {"--target-lsn", (gap.Start.LSN + 8).String()}, {"--target-lsn", (gap.End.LSN + 0x1000).String()}, {"--standby"},
+		{"--target-time", time.Now().Add(time.Minute).Format(time.RFC3339)}} {
 		p := g.restore(dir, args...)
 		p.failed(1, "(?s)"+strings.NewReplacer("(", `\(`, ")", `\)`).Replace(lostAt)+".*possible: from .* to before "+gap.Start.String())
 		absent(g.t, dir)

@@ -59,6 +59,7 @@ type backupInfo struct {
 	Gap *backupGap `json:"gap"`
 
 	stop, reach segment.Position // Stop and RestorableTo; zero where these are null
+	finish      time.Time        // Finished
 }
 
 // backupGap is WAL that a receiver recorded as lost for good.
@@ -252,6 +253,7 @@ func describeBackup(ctx context.Context, b archive.Backup, r *reaches) (backupIn
 		info.Started = new(s.StartTime.UTC().Format(time.RFC3339))
 	}
 	if !s.FinishTime.IsZero() {
+		info.finish = s.FinishTime
 		info.Finished = new(s.FinishTime.UTC().Format(time.RFC3339))
 		if !s.StartTime.IsZero() {
 			info.DurationSeconds = new(s.FinishTime.Sub(s.StartTime).Seconds())

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -162,7 +163,32 @@ func (c *call) lookAtArchive(ctx context.Context, s storeSettings) (status.Archi
 	if err != nil {
 		return status.Archive{}, err
 	}
-	return archiveDocument(ar.String(), o), nil
+	d := archiveDocument(ar.String(), o)
+	list, err := askBackups(ctx, ar)
+	if err != nil {
+		d.BackupsError = new(oneLine(err.Error())) // the WAL is told all the same
+		return d, nil
+	}
+	d.Backups, d.Windows = backupsDocument(list)
+	return d, nil
+}
+
+// backupsDocument is what the document says of base backups. Backups whose WAL
+// ends at one place open one window.
+func backupsDocument(list backupList) (backups []status.Backup, windows []status.Window) {
+	backups, windows = []status.Backup{}, []status.Window{}
+	for _, b := range list.Backups {
+		one := status.Backup{Name: b.Name, Error: b.Error, Bytes: b.StoredBytes, Stop: place(b.stop), Restorable: place(b.reach)}
+		if !b.finish.IsZero() {
+			one.Finished = &status.Time{Time: b.finish}
+		}
+		backups = append(backups, one)
+		known := slices.ContainsFunc(windows, func(w status.Window) bool { return w.To == position(b.reach) })
+		if b.restorable() && !known {
+			windows = append(windows, status.Window{Backup: b.Name, From: position(b.stop), Finished: one.Finished, To: position(b.reach)})
+		}
+	}
+	return backups, windows
 }
 
 // archiveDocument is what the document says of an archive.

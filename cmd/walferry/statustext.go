@@ -126,6 +126,7 @@ func archiveText(t *table, a *status.Archive, now time.Time) {
 		about = append(about, *a.WALCodec)
 	}
 	t.line("archive", "%s", strings.Join(about, ", "))
+	backupsText(t, a, now)
 	var timelines []string
 	for i, one := range a.Timelines {
 		text := fmt.Sprint(one.Timeline)
@@ -168,6 +169,35 @@ func archiveText(t *table, a *status.Archive, now time.Time) {
 		t.line("restore", "how far it would get is not known: nothing there says the size of a segment")
 	default:
 		t.line("restore", "would get nothing: there is no whole segment")
+	}
+}
+
+// backupsText tells what a restore could choose from.
+func backupsText(t *table, a *status.Archive, now time.Time) {
+	switch {
+	case a.BackupsError != nil:
+		t.line("backups", "not known: %s", *a.BackupsError)
+		return
+	case len(a.Backups) == 0:
+		t.line("backups", "none: nothing can be restored until there is one (walferry backup create)")
+		return
+	}
+	newest := a.Backups[len(a.Backups)-1]
+	text := newest.Name
+	switch {
+	case newest.Error != nil:
+		text += ", which cannot be read: " + *newest.Error
+	case newest.Restorable == nil:
+		text += ", which cannot be restored (walferry backup show tells why)"
+	case newest.Finished != nil:
+		text += fmt.Sprintf(", finished %s ago", duration(now.Sub(newest.Finished.Time)))
+	}
+	t.line("backups", "%d; the newest is %s", len(a.Backups), text)
+	for _, w := range a.Windows {
+		t.line("window", "%s to %s, with %s or a newer one", w.From.LSN, placeText(&w.To), w.Backup)
+	}
+	if len(a.Windows) == 0 {
+		t.line("window", "none: no backup can be restored")
 	}
 }
 

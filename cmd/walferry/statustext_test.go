@@ -38,6 +38,8 @@ func TestStatusText(t *testing.T) {
 			Sealed:     &status.Position{Timeline: 1, LSN: "0/4000000"},
 			Restorable: &status.Position{Timeline: 1, LSN: "0/4000000"},
 			LastObject: &status.Object{Name: "000000010000000000000003.lz4", Bytes: 2211971, Stored: ago(11 * time.Second)},
+			Backups: []status.Backup{{Name: "base_000000010000000000000002", Finished: new(ago(26 * time.Hour)), Stop: &status.Position{Timeline: 1, LSN: "0/2000100"}, Restorable: &status.Position{Timeline: 1, LSN: "0/4000000"}}},
+			Windows: []status.Window{{Backup: "base_000000010000000000000002", From: status.Position{Timeline: 1, LSN: "0/2000100"}, To: status.Position{Timeline: 1, LSN: "0/4000000"}}},
 		}
 	}
 	full := status.Report{Process: process(), Archive: archive()}
@@ -65,12 +67,20 @@ func TestStatusText(t *testing.T) {
 		{Timeline: 3, Start: "0/4000100", End: "0/9000000", RecordedAt: new(ago(26 * time.Hour)), Reason: new("removed"), Slot: new("walferry")},
 		{Timeline: 4, Start: "0/A000100", End: "0/B000000", Error: new("invalid gap object")},
 	}
+	alone.Archive.Backups = append(alone.Archive.Backups, status.Backup{Name: "base_000000030000000000000009"})
+	alone.Archive.Windows = append(alone.Archive.Windows, status.Window{Backup: "base_000000020000000000000002", From: status.Position{Timeline: 2, LSN: "0/2000200"}, To: status.Position{Timeline: 3, LSN: "0/4000100"}})
 	alone.Archive.Restorable = &status.Position{Timeline: 3, LSN: "0/4000100"}
+
+	broken := status.Report{NoProcess: new("no walferry receive runs"), Archive: archive()}
+	broken.Archive.Backups, broken.Archive.Windows = []status.Backup{{Name: "base_000000010000000000000002", Error: new("invalid sentinel")}}, nil
+
+	denied := status.Report{NoProcess: new("no walferry receive runs"), Archive: archive()}
+	denied.Archive.Backups, denied.Archive.Windows, denied.Archive.BackupsError = nil, nil, new("403 AccessDenied")
 
 	unknown := status.Report{NoProcess: new("no walferry receive runs"), Archive: archive()}
 	*unknown.Archive = status.Archive{Store: "file:///srv/walg", Timelines: []status.Timeline{{Timeline: 1, WAL: true}}}
 
-	for name, r := range map[string]status.Report{"full": full, "trouble": trouble, "begin": begin, "alone": alone, "unknown": unknown} {
+	for name, r := range map[string]status.Report{"full": full, "trouble": trouble, "begin": begin, "alone": alone, "unknown": unknown, "broken": broken, "denied": denied} {
 		path := filepath.Join("testdata", "status", name+".txt")
 		want, err := os.ReadFile(path)
 		if err != nil {

@@ -145,6 +145,30 @@ type Archive struct {
 	LastObject *Object `json:"last_object"`
 	// Gaps are those that were recorded, by timeline and LSN.
 	Gaps []Gap `json:"gaps"`
+	// Backups are all base backups, by where they stop, and Windows what they
+	// make possible. Both are null when BackupsError says why they are not known.
+	Backups      []Backup `json:"backups"`
+	Windows      []Window `json:"recovery_windows"`
+	BackupsError *string  `json:"backups_error"`
+}
+
+// Backup is a base backup in an archive; "walferry backup show" tells the rest.
+type Backup struct {
+	Name       string    `json:"name"`
+	Error      *string   `json:"error"` // why it cannot be understood
+	Finished   *Time     `json:"finished"`
+	Bytes      *int64    `json:"stored_bytes"`
+	Stop       *Position `json:"stop"`          // where it is consistent
+	Restorable *Position `json:"restorable_to"` // null: not at all, its own WAL is missing
+}
+
+// Window is a range of WAL in which every place can be restored: with the oldest
+// backup that leads into it, or one that follows.
+type Window struct {
+	Backup   string   `json:"backup"`   // that one
+	From     Position `json:"from"`     // where it is consistent
+	Finished *Time    `json:"finished"` // when it was
+	To       Position `json:"to"`
 }
 
 // Gap is WAL that a receiver recorded as lost for good.

@@ -46,6 +46,12 @@ func full() Report {
 				{1, "0/1800000", "0/2000000", new(at(5)), new("requested WAL segment has already been removed"), new("walferry"), nil},
 				{2, "0/4000100", "0/9000000", nil, nil, nil, new("invalid gap object")},
 			},
+			Backups: []Backup{
+				{"base_000000010000000000000002", nil, new(at(3)), new(int64(700 << 20)), &Position{1, "0/2000100"}, &Position{2, "0/4000100"}},
+				{"base_000000010000000000000009", new("invalid sentinel"), nil, nil, nil, nil},
+			},
+			Windows:      []Window{{"base_000000010000000000000002", Position{1, "0/2000100"}, new(at(3)), Position{2, "0/4000100"}}},
+			BackupsError: new("denied"),
 		},
 	}
 }
