@@ -24,9 +24,9 @@ type Buffers struct {
 }
 
 // NewBuffers returns buffers whose frames hold up to memoryPerFrame bytes
-// each in memory and the rest in a temporary file in dir. The file has no name
-// once it is open: a crash leaves nothing (if it hits between the two calls,
-// an empty file "walferry-frame-….tmp"). With an empty dir a frame is held in
+// each in memory and the rest in a temporary file in dir. The file has no name:
+// a crash leaves nothing (where the file system cannot make such a file, and the
+// crash hits between two calls, an empty file "walferry-frame-….tmp"). With an empty dir a frame is held in
 // memory, however long it grows.
 func NewBuffers(memoryPerFrame int64, dir string) *Buffers {
 	return &Buffers{limit: memoryPerFrame, dir: dir, table: crc32.MakeTable(crc32.Castagnoli)}
@@ -109,9 +109,9 @@ func (f *Frame) account(p []byte) {
 	f.size += int64(len(p))
 }
 
-// unnamed opens a temporary file in dir and takes its name away, so that the
+// unlinked opens a temporary file in dir and takes its name away, so that the
 // space comes back whatever happens to the process.
-func unnamed(dir string) (*os.File, error) {
+func unlinked(dir string) (*os.File, error) {
 	file, err := os.CreateTemp(dir, "walferry-frame-*.tmp")
 	if err != nil {
 		return nil, fmt.Errorf("making a temporary file for a frame: %w", err)

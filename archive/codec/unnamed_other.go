@@ -1,0 +1,7 @@
+//go:build !linux
+
+package codec
+
+import "os"
+
+func unnamed(dir string) (*os.File, error) { return unlinked(dir) }
