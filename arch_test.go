@@ -52,7 +52,8 @@ var rules = map[string]rule{
 	// objstore for the bodies that it hands to the archive, never for a store.
 	"uploader":                   {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
 	"archive":                    {folders: []string{"segment", "archive/codec", "archive/objstore"}},
-	"archive/codec":              {modules: []string{"github.com/pierrec/lz4/v4", "github.com/klauspost/compress/", "github.com/andybalholm/brotli", "github.com/ulikunitz/xz"}},
+	// unix for files without a name.
+	"archive/codec":              {modules: []string{unixCalls, "github.com/pierrec/lz4/v4", "github.com/klauspost/compress/", "github.com/andybalholm/brotli", "github.com/ulikunitz/xz"}},
 	"archive/manifest":           {folders: []string{"segment"}},
 	"archive/objstore":           {},
 	"archive/objstore/dir":       {folders: []string{"archive/objstore"}, modules: []string{unixCalls}},
