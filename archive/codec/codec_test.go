@@ -495,6 +495,14 @@ func TestFrame(t *testing.T) {
 						}
 					}
 				}
+				var lent []byte
+				if err := f.Lend(func(p []byte) error { lent = append(lent, p...); return nil }); err != nil || !bytes.Equal(lent, content) {
+					t.Errorf("lent %d bytes, or others: %v", len(lent), err)
+				}
+				full := errors.New("full")
+				if err := f.Lend(func([]byte) error { return full }); c.n > 0 && !errors.Is(err, full) {
+					t.Errorf("Lend to one who fails: %v", err)
+				}
 				if n, err := f.ReadAt(make([]byte, 10), f.Size()); n != 0 || !errors.Is(err, io.EOF) {
 					t.Errorf("ReadAt the end = %d, %v", n, err)
 				}
@@ -511,6 +519,9 @@ func TestFrame(t *testing.T) {
 				}
 				if _, err := f.Write([]byte("x")); err == nil {
 					t.Error("Write after Release")
+				}
+				if err := f.Lend(func([]byte) error { t.Error("lent after Release"); return nil }); err == nil {
+					t.Error("Lend after Release")
 				}
 			}
 		})

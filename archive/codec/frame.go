@@ -164,6 +164,34 @@ func (f *Frame) ReadAt(p []byte, off int64) (int, error) {
 	return n + m, err
 }
 
+// Lend implements objstore.Lender. Writing and Release wait for it.
+func (f *Frame) Lend(show func(piece []byte) error) error {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if f.released {
+		return errReleased
+	}
+	for i, b := range f.blocks {
+		if err := show(b[:min(blockSize, f.inMemory-int64(i)*blockSize)]); err != nil {
+			return err
+		}
+	}
+	if f.file == nil {
+		return nil
+	}
+	buf := make([]byte, min(blockSize, f.size-f.inMemory))
+	for at := f.inMemory; at < f.size; at += int64(len(buf)) {
+		buf = buf[:min(int64(len(buf)), f.size-at)]
+		if n, err := f.file.ReadAt(buf, at-f.inMemory); n < len(buf) {
+			return fmt.Errorf("reading a temporary file of %s: %w", f.buffers.dir, err)
+		}
+		if err := show(buf); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // Release gives memory and temporary file back. It may be called again.
 func (f *Frame) Release() {
 	f.mu.Lock()

@@ -19,16 +19,19 @@ const (
 	linkedBlock  = 256 << 10
 	lz4History   = 64 << 10 // how far back a block may refer
 	lz4Stored    = 1 << 31  // of a block's size: it is not compressed
+	lz4Word      = 4        // bytes of a block's size
 )
 
 // linkedReader decodes a frame of that kind. So does the library's reader,
 // which allocates and copies each decoded byte once more for the blocks that
 // follow: twice the time, and a heap that is twice as large between the
 // collections. Where a reader asks for a block or more, it is decoded into its
-// own memory.
+// own memory. Each block is read together with the size of the next, so that it
+// comes from under the small buffer of src, uncopied.
 type linkedReader struct {
 	src     *bufio.Reader
-	head    [4]byte
+	word    [lz4Word]byte // the size of the next block, if it is known
+	known   bool
 	packed  []byte
 	history []byte // the end of what was decoded, lz4History bytes at most
 	plain   []byte // a block for a reader who asks for less
@@ -45,7 +48,7 @@ func newLinkedReader(src *bufio.Reader) (*linkedReader, error) {
 	if _, err := src.Discard(len(linkedHeader)); err != nil {
 		return nil, err
 	}
-	return &linkedReader{src: src, packed: make([]byte, linkedBlock), history: make([]byte, 0, lz4History)}, nil
+	return &linkedReader{src: src, packed: make([]byte, linkedBlock+lz4Word), history: make([]byte, 0, lz4History)}, nil
 }
 
 // Read implements io.Reader. io.EOF comes behind the frame's end mark and what
@@ -87,10 +90,13 @@ func (r *linkedReader) Read(p []byte) (int, error) {
 
 // block decodes the next block; io.EOF is the end mark.
 func (r *linkedReader) block(dst []byte) (int, error) {
-	if err := r.full(r.head[:]); err != nil {
-		return 0, err
+	if !r.known {
+		if err := r.full(r.word[:]); err != nil {
+			return 0, err
+		}
 	}
-	word := binary.LittleEndian.Uint32(r.head[:])
+	r.known = false
+	word := binary.LittleEndian.Uint32(r.word[:])
 	if word == 0 {
 		return 0, io.EOF
 	}
@@ -101,9 +107,11 @@ func (r *linkedReader) block(dst []byte) (int, error) {
 	if word&lz4Stored != 0 {
 		return int(size), r.full(dst[:size])
 	}
-	if err := r.full(r.packed[:size]); err != nil {
+	// Behind a block is another, or the end mark.
+	if err := r.full(r.packed[:size+lz4Word]); err != nil {
 		return 0, err
 	}
+	r.known = copy(r.word[:], r.packed[size:size+lz4Word]) == lz4Word
 	return lz4.UncompressBlockWithDict(r.packed[:size], dst, r.history)
 }
 

@@ -35,6 +35,9 @@ const maxWindow = 128 << 20
 func NewReader(r io.Reader, ext string) (io.ReadCloser, error) {
 	src := &source{r: r}
 	buf := bufio.NewReaderSize(src, 64<<10)
+	if ext == ".lz4" {
+		buf = bufio.NewReaderSize(src, 4<<10) // linkedReader wants no more
+	}
 	d := &decoder{src: src, ext: ext}
 	if ext != "" {
 		// Every format has a header. An empty object, which some of the
@@ -55,6 +58,7 @@ func NewReader(r io.Reader, ext string) (io.ReadCloser, error) {
 			d.content = linked
 			break
 		}
+		buf = bufio.NewReaderSize(buf, 64<<10)
 		z, err := newLZ4Reader(buf)
 		if err != nil {
 			return nil, err

@@ -45,6 +45,14 @@ type Body interface {
 	CRC32C() uint32 // of all bytes (Castagnoli)
 }
 
+// Lender is a Body that can show its bytes where they lie. Lend calls show with
+// one piece after the other, from the first byte to the last, and ends with
+// show's error. A piece must not be changed, or used when show has returned.
+type Lender interface {
+	Body
+	Lend(show func(piece []byte) error) error
+}
+
 // Info describes a stored object.
 type Info struct {
 	Key  string

@@ -140,24 +140,41 @@ func copyBody(ctx context.Context, w io.Writer, body objstore.Body) error {
 	var (
 		table = crc32.MakeTable(crc32.Castagnoli)
 		crc   uint32
-		buf   = make([]byte, min(body.Size(), 256<<10))
+		size  int64
 	)
-	for at := int64(0); at < body.Size(); {
+	take := func(piece []byte) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		crc = crc32.Update(crc, table, piece)
+		size += int64(len(piece))
+		_, err := w.Write(piece)
+		return err
+	}
+	if err := show(body, take); err != nil {
+		return err
+	}
+	if size != body.Size() || crc != body.CRC32C() {
+		return fmt.Errorf("the body has %d bytes with checksum %08X, not %d with %08X as it says", size, crc, body.Size(), body.CRC32C())
+	}
+	return nil
+}
+
+// show gives the bytes of body to take, uncopied where they can be lent.
+func show(body objstore.Body, take func([]byte) error) error {
+	if lender, ok := body.(objstore.Lender); ok {
+		return lender.Lend(take)
+	}
+	buf := make([]byte, min(body.Size(), 256<<10))
+	for at := int64(0); at < body.Size(); {
 		part := buf[:min(int64(len(buf)), body.Size()-at)]
 		if n, err := body.ReadAt(part, at); n < len(part) {
 			return fmt.Errorf("read the body: %w", err)
 		}
-		crc = crc32.Update(crc, table, part)
-		if _, err := w.Write(part); err != nil {
+		if err := take(part); err != nil {
 			return err
 		}
 		at += int64(len(part))
-	}
-	if crc != body.CRC32C() {
-		return fmt.Errorf("the body has checksum %08X, not %08X as it says", crc, body.CRC32C())
 	}
 	return nil
 }
