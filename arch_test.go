@@ -50,8 +50,8 @@ var rules = map[string]rule{
 	"replication/fakepg":  {folders: []string{"segment", "replication"}, modules: []string{pgx}},
 	"receiver":            {folders: []string{"segment", "segment/spool", "replication", "internal/patience"}},
 	// objstore for the bodies that it hands to the archive, never for a store.
-	"uploader":                   {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
-	"archive":                    {folders: []string{"segment", "archive/codec", "archive/objstore"}},
+	"uploader": {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
+	"archive":  {folders: []string{"segment", "archive/codec", "archive/objstore"}},
 	// unix for files without a name.
 	"archive/codec":              {modules: []string{unixCalls, "github.com/pierrec/lz4/v4", "github.com/klauspost/compress/", "github.com/andybalholm/brotli", "github.com/ulikunitz/xz"}},
 	"archive/manifest":           {folders: []string{"segment"}},

@@ -38,8 +38,8 @@ func TestStatusText(t *testing.T) {
 			Sealed:     &status.Position{Timeline: 1, LSN: "0/4000000"},
 			Restorable: &status.Position{Timeline: 1, LSN: "0/4000000"},
 			LastObject: &status.Object{Name: "000000010000000000000003.lz4", Bytes: 2211971, Stored: ago(11 * time.Second)},
-			Backups: []status.Backup{{Name: "base_000000010000000000000002", Finished: new(ago(26 * time.Hour)), Stop: &status.Position{Timeline: 1, LSN: "0/2000100"}, Restorable: &status.Position{Timeline: 1, LSN: "0/4000000"}}},
-			Windows: []status.Window{{Backup: "base_000000010000000000000002", From: status.Position{Timeline: 1, LSN: "0/2000100"}, To: status.Position{Timeline: 1, LSN: "0/4000000"}}},
+			Backups:    []status.Backup{{Name: "base_000000010000000000000002", Finished: new(ago(26 * time.Hour)), Stop: &status.Position{Timeline: 1, LSN: "0/2000100"}, Restorable: &status.Position{Timeline: 1, LSN: "0/4000000"}}},
+			Windows:    []status.Window{{Backup: "base_000000010000000000000002", From: status.Position{Timeline: 1, LSN: "0/2000100"}, To: status.Position{Timeline: 1, LSN: "0/4000000"}}},
 		}
 	}
 	full := status.Report{Process: process(), Archive: archive()}
