@@ -58,8 +58,7 @@ func (s *scene) grow(g *spool.Segment, n int, hurry bool) {
 	s.t.Helper()
 	from := g.Advanced()
 	to := min(s.wal.Append(g.Name().Timeline, n), g.End())
-	start := g.Start()
-	if err := g.WriteAt(s.wal.Segment(g.Name())[from-start:to-start], from); err != nil {
+	if err := g.WriteAt(s.wal.Bytes(g.Name().Timeline, from, to), from); err != nil {
 		s.t.Fatal(err)
 	}
 	g.Advance(to)
