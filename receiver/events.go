@@ -13,7 +13,8 @@ type Events interface {
 	// Starting: a stream is about to be asked for. from is where the segment
 	// begins that holds the next byte.
 	Starting(from segment.Position)
-	// Sealed: a segment is whole and durable; end is where it ends.
+	// Sealed: a segment is whole and durable, in the spool or in the archive, which
+	// may be faster; end is where it ends.
 	Sealed(n segment.Name, end segment.LSN)
 	// Switched: the timeline that was streamed has ended; to is where the next
 	// one goes on.

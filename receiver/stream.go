@@ -564,8 +564,10 @@ func (st *streaming) forgetShipped() {
 		return // the one in work is the first of the queue
 	}
 	for len(st.disk.queue) > 0 && st.disk.queue[0].End() <= sealed && st.disk.queue[0].Name().Timeline == st.r.pos.Timeline {
+		first := st.disk.queue[0]
 		st.disk.queue = st.disk.queue[1:]
 		st.r.spooled = max(st.r.spooled, sealed)
+		st.r.o.Events.Sealed(first.Name(), first.End())
 		st.feedback.due = true // a report at each segment's end
 	}
 }
