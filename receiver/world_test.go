@@ -241,6 +241,7 @@ func (c *carrier) run(ctx context.Context) {
 
 func (c *carrier) carry(ctx context.Context, g *spool.Segment) {
 	var b bytes.Buffer
+	b.Grow(int(segment.MinSize) + bytes.MinRead)
 	_, err := b.ReadFrom(g.Follow(ctx))
 	if errors.Is(err, spool.ErrFinished) {
 		// Its timeline ended before what was read already: once more, up to there.
