@@ -310,9 +310,10 @@ func TestAheadOfTheNewTimeline(t *testing.T) {
 // TestTheOldTimelinesRestIsFinishedLater: the receiver is killed when the
 // child's first whole segment was stored and the parent's partial was not. Its
 // first bytes are those of a record that began in a segment which only the
-// archive has.
+// archive has. Where another host went on meanwhile, the start goes on at the end
+// of the archive all the same, and not at that of the old timeline.
 func TestTheOldTimelinesRestIsFinishedLater(t *testing.T) {
-	for name, beyond := range map[string]bool{"up to the switchpoint": false, "and beyond": true} {
+	for name, beyond := range map[string]bool{"up to the switchpoint": false, "and beyond": true, "another went on": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t, fakepg.Options{})
@@ -343,6 +344,25 @@ func TestTheOldTimelinesRestIsFinishedLater(t *testing.T) {
 						t.Fatal(err)
 					}
 					w.archive.segments[n] = w.srv.WAL().Segment(n)
+				}
+				if name == "another went on" {
+					// On another host, from the archive's end; the server keeps nothing
+					// of what that one has stored.
+					for at := segment.LSN(4 * mb); at < 6*mb; at += mb {
+						n := segment.MinSize.Name(child, at)
+						for _, file := range []string{n.String(), n.String() + ".partial"} {
+							if err := os.Remove(filepath.Join(w.dir, file)); err != nil && !errors.Is(err, os.ErrNotExist) {
+								t.Fatal(err)
+							}
+						}
+					}
+					standby.FillTo(6*mb + 5000)
+					for at := segment.LSN(4 * mb); at < 6*mb; at += mb {
+						n := segment.MinSize.Name(child, at)
+						w.archive.segments[n] = standby.WAL().Segment(n)
+					}
+					standby.SetSlot(slotName, 6*mb)
+					standby.RemoveWALBefore(6 * mb)
 				}
 				standby.FillTo(6*mb + 5000)
 				w.run(time.Minute)
