@@ -451,6 +451,9 @@ func (f *failover) rewound() {
 		f.settled(2)
 		return
 	}
+	// It asks the source's control file for the timeline, which a promotion alone
+	// does not change (PostgreSQL documentation, pg_rewind).
+	f.sql("CHECKPOINT")
 	start(f.t, nil, i.Program("pg_rewind"), "--target-pgdata="+old.DataDir(), "--source-server="+f.pg.DSN("postgres"), "--no-sync").exits(0)
 	// pg_rewind brings the source's settings along.
 	settings := failoverSettings(int(f.size >> 20))
