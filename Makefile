@@ -17,7 +17,7 @@ demo: build
 		integration/tools/debian.sh postgresql >/dev/null; }
 	./walferry demo
 
-# Every test (six at a time: most of them wait), with the race detector, on a real S3 server and a real PostgreSQL
+# Every test (six at a time, and those of integration first: they mostly wait), with the race detector, on a real S3 server and a real PostgreSQL
 # 15; the core ones also on the newest other one that `make full` has left
 # here. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
 test:
@@ -26,7 +26,7 @@ test:
 	pg=$${WALFERRY_TEST_PG:-$$(integration/tools/versions.sh found)}; \
 	s3=$${WALFERRY_VERSITYGW:-$$(integration/tools/versitygw.sh)}; \
 	echo "go test with PostgreSQL in $$pg and $$s3"; \
-	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -parallel 6 -timeout 30m ./...
+	CGO_ENABLED=1 WALFERRY_TEST_PG=$$pg WALFERRY_VERSITYGW=$$s3 go test -race -parallel 6 -timeout 30m ./integration ./...
 
 # What needs no server: form, known mistakes, unchecked errors, import rules.
 check:
