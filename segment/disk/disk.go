@@ -44,6 +44,13 @@ type FS interface {
 	Space(name string) (free, total int64, err error)
 }
 
+// Unnamer is an FS that can make a file in dir, for reading and writing, which
+// never has a name: nothing is left of it when it is closed, whatever happens.
+// errors.ErrUnsupported: not in this directory.
+type Unnamer interface {
+	Unnamed(dir string, perm fs.FileMode) (File, error)
+}
+
 // File is an open file. ReadAt and WriteAt are safe for concurrent use on
 // ranges that do not overlap, also beside Sync.
 type File interface {

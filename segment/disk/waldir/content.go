@@ -144,8 +144,13 @@ func (d *FS) newImage(size int64) (*image, error) {
 	return &image{mem: mem}, nil
 }
 
-// unnamed opens a temporary file and takes its name away.
+// unnamed opens a temporary file without a name, or takes its name away.
 func (d *FS) unnamed() (disk.File, error) {
+	if u, ok := d.fs.(disk.Unnamer); ok {
+		if f, err := u.Unnamed(d.path(""), 0o600); !errors.Is(err, errors.ErrUnsupported) {
+			return f, err
+		}
+	}
 	d.imaging.Lock()
 	defer d.imaging.Unlock()
 	path := d.path(imageName)

@@ -70,8 +70,8 @@
 //	                                                                          removed, if its bytes are the other's first
 //	            removal of the old one,      SEG.gz.partial
 //	            sync of the directory
-//	image       create of a segment above    walferry.image.tmp, empty        removed
-//	            64 MB, before it is unlinked
+//	image       create of a segment above    walferry.image.tmp, empty, where removed
+//	            64 MB, before it is unlinked a file must have a name
 //
 // The removal of the old partial is made durable before more is written: were
 // it to come back beside one that has gone on, the longer would not be the
