@@ -511,11 +511,12 @@ func (st *streaming) close() error {
 		st.offer() // a commit that waits is served before the segment is stored whole
 	}
 	r.seg = nil
+	st.cleaned() // the seal syncs it
 	if g.Sealed() {
+		// Before, or by an uploader that was as fast as this.
 		r.spooled = max(r.spooled, g.Name().End(r.size))
 		return nil
 	}
-	st.cleaned() // the seal syncs it
 	st.disk.queue = append(st.disk.queue, fullSegment{g, time.Now()})
 	return nil
 }
@@ -550,7 +551,7 @@ func (st *streaming) nextSync(late time.Time) time.Time {
 		return late
 	case len(st.disk.queue) > 0:
 		return st.disk.queue[0].since.Add(lazySync)
-	case st.dirty:
+	case st.dirty && st.r.seg != nil:
 		return st.syncBy
 	}
 	return late
