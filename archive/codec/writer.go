@@ -275,23 +275,13 @@ func newLZ4Encoder(level int) *lz4Encoder {
 	return e
 }
 
-// start: blocks of 1 MiB, or as large as a smaller content wants them: a reader
-// gets itself memory for the largest that the frame may have. They are
-// independent since the library writes no others, so that a reader may decode
-// them in parallel. Concurrency 1 keeps the library
+// start: blocks of 1 MiB, independent since the library writes no others, so
+// that a reader may decode them in parallel. Concurrency 1 keeps the library
 // from starting goroutines; who has several objects runs several encoders.
 func (e *lz4Encoder) start(w io.Writer, contentSize int64, o StreamOptions) error {
-	block := lz4.Block1Mb
-	switch {
-	case contentSize < 0: // nobody knows
-	case contentSize <= 64<<10:
-		block = lz4.Block64Kb
-	case contentSize <= 256<<10:
-		block = lz4.Block256Kb
-	}
 	e.Reset(w)
 	return e.Apply(
-		lz4.BlockSizeOption(block),
+		lz4.BlockSizeOption(lz4.Block1Mb),
 		lz4.ChecksumOption(!o.NoChecksum),
 		lz4.SizeOption(uint64(max(contentSize, 0))), // 0: none is written
 		lz4.CompressionLevelOption(e.level),
