@@ -38,9 +38,10 @@ const (
 // meets the folders.
 var rules = map[string]rule{
 	"internal/patience":    {},
+	"internal/tempfile":    {modules: []string{unixCalls}},
 	"segment":              {},
 	"segment/waltest":      {folders: []string{"segment"}},
-	"segment/disk":         {modules: []string{unixCalls}},
+	"segment/disk":         {folders: []string{"internal/tempfile"}, modules: []string{unixCalls}},
 	"segment/disk/crashfs": {folders: []string{"segment/disk"}},
 	"segment/disk/memory":  {folders: []string{"segment/disk"}},
 	// The directory of pg_receivewal, which may hold compressed files.
@@ -50,10 +51,9 @@ var rules = map[string]rule{
 	"replication/fakepg":  {folders: []string{"segment", "replication"}, modules: []string{pgx}},
 	"receiver":            {folders: []string{"segment", "segment/spool", "replication", "internal/patience"}},
 	// objstore for the bodies that it hands to the archive, never for a store.
-	"uploader": {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
-	"archive":  {folders: []string{"segment", "archive/codec", "archive/objstore"}},
-	// unix for files without a name.
-	"archive/codec":              {modules: []string{unixCalls, "github.com/pierrec/lz4/v4", "github.com/klauspost/compress/", "github.com/andybalholm/brotli", "github.com/ulikunitz/xz"}},
+	"uploader":                   {folders: []string{"segment", "segment/spool", "archive", "archive/codec", "archive/objstore", "internal/patience"}},
+	"archive":                    {folders: []string{"segment", "archive/codec", "archive/objstore"}},
+	"archive/codec":              {folders: []string{"internal/tempfile"}, modules: []string{"github.com/pierrec/lz4/v4", "github.com/klauspost/compress/", "github.com/andybalholm/brotli", "github.com/ulikunitz/xz"}},
 	"archive/manifest":           {folders: []string{"segment"}},
 	"archive/objstore":           {},
 	"archive/objstore/dir":       {folders: []string{"archive/objstore"}, modules: []string{unixCalls}},

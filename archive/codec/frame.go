@@ -7,6 +7,8 @@ import (
 	"io"
 	"os"
 	"sync"
+
+	"github.com/walferry/walferry/internal/tempfile"
 )
 
 // blockSize is the unit in which memory is pooled.
@@ -109,9 +111,14 @@ func (f *Frame) account(p []byte) {
 	f.size += int64(len(p))
 }
 
-// unlinked opens a temporary file in dir and takes its name away, so that the
-// space comes back whatever happens to the process.
-func unlinked(dir string) (*os.File, error) {
+// unnamed opens a temporary file in dir without a name, or takes its name away,
+// so that the space comes back whatever happens to the process.
+func unnamed(dir string) (*os.File, error) {
+	if file, err := tempfile.Unnamed(dir, 0o600); err == nil {
+		return file, nil
+	} else if !errors.Is(err, errors.ErrUnsupported) {
+		return nil, fmt.Errorf("making a temporary file for a frame: %w", err)
+	}
 	file, err := os.CreateTemp(dir, "walferry-frame-*.tmp")
 	if err != nil {
 		return nil, fmt.Errorf("making a temporary file for a frame: %w", err)

@@ -9,6 +9,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"syscall"
+
+	"github.com/walferry/walferry/internal/tempfile"
 )
 
 // OS is the host's file system. Its zero value is ready.
@@ -25,6 +27,15 @@ var _ FS = OS{}
 // Create implements FS.
 func (OS) Create(name string, perm fs.FileMode) (File, error) {
 	f, err := os.OpenFile(name, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
+	if err != nil {
+		return nil, err
+	}
+	return &osFile{f}, nil
+}
+
+// Unnamed implements Unnamer.
+func (OS) Unnamed(dir string, perm fs.FileMode) (File, error) {
+	f, err := tempfile.Unnamed(dir, perm)
 	if err != nil {
 		return nil, err
 	}

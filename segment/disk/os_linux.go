@@ -2,11 +2,8 @@ package disk
 
 import (
 	"errors"
-	"io/fs"
 	"os"
 	"syscall"
-
-	"golang.org/x/sys/unix"
 )
 
 func fallocate(f *os.File, size int64) error {
@@ -15,18 +12,6 @@ func fallocate(f *os.File, size int64) error {
 		return errors.ErrUnsupported
 	}
 	return err
-}
-
-// Unnamed implements Unnamer (open(2), O_TMPFILE). NFS, for one, cannot.
-func (OS) Unnamed(dir string, perm fs.FileMode) (File, error) {
-	f, err := os.OpenFile(dir, os.O_RDWR|os.O_EXCL|unix.O_TMPFILE, perm)
-	switch {
-	case err == nil:
-		return &osFile{f}, nil
-	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EISDIR), errors.Is(err, unix.EINVAL):
-		return nil, errors.ErrUnsupported
-	}
-	return nil, err
 }
 
 func datasync(f *os.File) error { return control(f, syscall.Fdatasync) }
