@@ -152,19 +152,22 @@ func (c *call) lookAtArchive(ctx context.Context, s storeSettings) (status.Archi
 		return status.Archive{}, err
 	}
 	ar := archive.New(store, archive.Options{Log: c.log})
-	ctx, cancel := context.WithTimeout(ctx, lookPatience)
+	bounded, cancel := context.WithTimeout(ctx, lookPatience)
 	defer cancel()
-	first, cancelFirst := context.WithTimeout(ctx, reachPatience)
+	first, cancelFirst := context.WithTimeout(bounded, reachPatience)
 	defer cancelFirst()
 	if _, _, err := ar.Recognise(first); err != nil {
 		return status.Archive{}, err
 	}
-	o, err := ar.Overview(ctx)
+	o, err := ar.Overview(bounded)
 	if err != nil {
 		return status.Archive{}, err
 	}
 	d := archiveDocument(ar.String(), o)
-	list, err := askBackups(ctx, ar)
+	list, err := askBackups(bounded, ar)
+	if ctx.Err() != nil {
+		return status.Archive{}, ctx.Err() // interrupted: nobody waits for the rest
+	}
 	if err != nil {
 		d.BackupsError = new(oneLine(err.Error())) // the WAL is told all the same
 		return d, nil

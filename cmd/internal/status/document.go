@@ -159,7 +159,7 @@ type Backup struct {
 	Finished   *Time     `json:"finished"`
 	Bytes      *int64    `json:"stored_bytes"`
 	Stop       *Position `json:"stop"`          // where it is consistent
-	Restorable *Position `json:"restorable_to"` // null: not at all, its own WAL is missing
+	Restorable *Position `json:"restorable_to"` // null: not at all, or not as far as is known
 }
 
 // Window is a range of WAL in which every place can be restored: with the oldest
