@@ -567,7 +567,7 @@ func (p *planner) findReach(ctx context.Context) error {
 			return err
 		}
 		if found && !t.Time.Before(recorded) {
-			return p.unreachable(ctx, fmt.Sprintf("%s lies behind WAL that was lost by %s: %s", t, formatTime(recorded), where))
+			return p.unreachable(ctx, fmt.Sprintf("%s lies behind WAL that was lost by %s, by the receiver's clock: %s", t, formatTime(recorded), where))
 		}
 	}
 	p.note("%s", where)
@@ -575,7 +575,8 @@ func (p *planner) findReach(ctx context.Context) error {
 }
 
 // recorded returns when the gap was recorded at which WAL ends, rounded up from
-// the record's seconds: all that is lost was written before. A record that does not say so tells nothing.
+// the record's seconds: all that is lost was written before. A record that does
+// not say so tells nothing.
 func (p *planner) recorded(ctx context.Context, at segment.LSN) (when time.Time, found bool, err error) {
 	g, found := p.gapAt(at)
 	if !found {

@@ -406,7 +406,7 @@ func TestRefused(t *testing.T) {
 		{"a time behind a recorded gap", Options{Backup: "base_000000010000000000000004_00000028", Target: at("02:30")}, func(a *fakeArchive) {
 			late(a)
 			a.recorded = day(t, "02:30").Add(-time.Second)
-		}, "the time 2026-11-22 02:30:00 UTC lies behind WAL that was lost by 2026-11-22 02:30:00 UTC: the archive's WAL has a hole: from base backup base_000000010000000000000004_00000028 on it ends at 0/6009000 on timeline 2",
+		}, "the time 2026-11-22 02:30:00 UTC lies behind WAL that was lost by 2026-11-22 02:30:00 UTC, by the receiver's clock: the archive's WAL has a hole: from base backup base_000000010000000000000004_00000028 on it ends at 0/6009000 on timeline 2",
 			[]string{"to before 0/6009000 on timeline 2, where WAL is missing"}},
 		{"a recorded gap, and a standby", Options{Backup: "base_000000010000000000000004_00000028", Standby: true}, late, "a gap was recorded there", []string{""}},
 		{"a recorded gap before the fork", Options{Backup: "base_000000010000000000000002_00000028"}, gap, "before timeline 2 begins at 0/5800000 (WAL from 0/2009000", []string{"to before 0/2009000"}},
