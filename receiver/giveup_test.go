@@ -9,23 +9,30 @@ import (
 	"github.com/walferry/walferry/segment/spool"
 )
 
-// TestAWholePartialThatWasGivenUpIsSealedLater: a segment is durable to its end
-// when only its seal fails. What follows it cannot be compared with the page
-// before, which is in no sealed segment and not in the archive: the segment is
-// asked for once more, as after a restart.
-func TestAWholePartialThatWasGivenUpIsSealedLater(t *testing.T) {
-	sp, err := spool.Open(disk.OS{}, t.TempDir(), spool.Options{})
+// boundSpool is a spool of a cluster's, on the disk.
+func boundSpool(t *testing.T, o spool.Options) *spool.Spool {
+	t.Helper()
+	sp, err := spool.Open(disk.OS{}, t.TempDir(), o)
 	if err == nil {
 		err = sp.Bind(spool.Identity{SystemIdentifier: 1, SegmentSize: segment.MinSize})
 	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer func() {
+	t.Cleanup(func() {
 		if err := sp.Close(); err != nil {
 			t.Error(err)
 		}
-	}()
+	})
+	return sp
+}
+
+// TestAWholePartialThatWasGivenUpIsSealedLater: a segment is durable to its end
+// when only its seal fails. What follows it cannot be compared with the page
+// before, which is in no sealed segment and not in the archive: the segment is
+// asked for once more, as after a restart.
+func TestAWholePartialThatWasGivenUpIsSealedLater(t *testing.T) {
+	sp := boundSpool(t, spool.Options{})
 	n := segment.MinSize.Name(1, 3*mb)
 	g, err := sp.Begin(n)
 	if err == nil {

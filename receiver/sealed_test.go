@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/walferry/walferry/segment"
-	"github.com/walferry/walferry/segment/disk"
 	"github.com/walferry/walferry/segment/spool"
 )
 
@@ -14,18 +13,7 @@ import (
 // receiver has come to it. Nothing of it waits for an fsync then: the loop would
 // turn without a pause, with no segment that it could give to the disk.
 func TestASegmentThatAnotherSealed(t *testing.T) {
-	sp, err := spool.Open(disk.OS{}, t.TempDir(), spool.Options{Keep: true})
-	if err == nil {
-		err = sp.Bind(spool.Identity{SystemIdentifier: 1, SegmentSize: segment.MinSize})
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() {
-		if err := sp.Close(); err != nil {
-			t.Error(err)
-		}
-	}()
+	sp := boundSpool(t, spool.Options{Keep: true})
 	g, err := sp.Begin(segment.MinSize.Name(1, 3*mb))
 	if err != nil {
 		t.Fatal(err)

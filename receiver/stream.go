@@ -511,7 +511,9 @@ func (st *streaming) close() error {
 		st.offer() // a commit that waits is served before the segment is stored whole
 	}
 	r.seg = nil
-	st.cleaned() // the seal syncs it
+	if st.dirty {
+		st.cleaned() // the seal syncs it
+	}
 	if g.Sealed() {
 		// Before, or by an uploader that was as fast as this.
 		r.spooled = max(r.spooled, g.Name().End(r.size))
