@@ -17,9 +17,9 @@ demo: build
 		integration/tools/debian.sh postgresql >/dev/null; }
 	./walferry demo
 
-# Every test (six at a time, and those of integration first: they mostly wait), with the race detector, on a real S3 server and a real PostgreSQL
-# 15; the core ones also on the newest other one that `make full` has left
-# here. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
+# Every test (six at a time, and those of integration first: they mostly wait),
+# with the race detector, on a real S3 server and a real PostgreSQL 15; the core
+# ones also on the newest other one that `make full` has left here. WALFERRY_TEST_PG and WALFERRY_VERSITYGW may name others.
 test:
 	@integration/tools/debian.sh compiler
 	@set -e; \
@@ -37,8 +37,8 @@ check:
 	go run $(ERRORLINT) ./...
 	go test -count=1 .
 
-# Every test on every PostgreSQL that can be had, with all rounds (an hour
-# and a half), and the outcome as a document.
+# Every test on every PostgreSQL that can be had, with all rounds (about
+# an hour), and the outcome as a document.
 full:
 	@integration/tools/debian.sh compiler
 	@mkdir -p docs/proof

@@ -250,13 +250,14 @@ func load(t *testing.T, pg *running) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		for ctx.Err() == nil {
+		pace := time.NewTicker(10 * time.Millisecond)
+		defer pace.Stop()
+		for ; ctx.Err() == nil; <-pace.C {
 			_, err := c.Exec(ctx, "INSERT INTO near SELECT n, md5(n::text) FROM generate_series(1, 100) n")
 			if err != nil && ctx.Err() == nil {
 				t.Error(err)
 				return
 			}
-			time.Sleep(10 * time.Millisecond)
 		}
 	}()
 	return func() {

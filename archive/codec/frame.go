@@ -28,8 +28,8 @@ type Buffers struct {
 // NewBuffers returns buffers whose frames hold up to memoryPerFrame bytes
 // each in memory and the rest in a temporary file in dir. The file has no name:
 // a crash leaves nothing (where the file system cannot make such a file, and the
-// crash hits between two calls, an empty file "walferry-frame-….tmp"). With an empty dir a frame is held in
-// memory, however long it grows.
+// crash hits between two calls, an empty file "walferry-frame-….tmp"). With an
+// empty dir a frame is held in memory, however long it grows.
 func NewBuffers(memoryPerFrame int64, dir string) *Buffers {
 	return &Buffers{limit: memoryPerFrame, dir: dir, table: crc32.MakeTable(crc32.Castagnoli)}
 }

@@ -13,7 +13,7 @@ import (
 
 var _ objstore.Lender = (*codec.Frame)(nil)
 
-// lent is a body that shows pieces, and fails in between where it has nil.
+// lent is a body that shows pieces, and fails where one is empty.
 type lent struct {
 	objstore.Body
 	pieces []string
