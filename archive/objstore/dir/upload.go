@@ -14,11 +14,16 @@ import (
 )
 
 // upload is a temporary file into which the parts are written where they
-// belong, concurrently. It gets the object's name when it is whole.
+// belong. It gets the object's name when it is whole.
 type upload struct {
 	store *Store
 	key   string
 	temp  string // path of the file
+
+	// turn is held by the one part that is written: the kernel lets one at a
+	// time write into a file, and the others would turn on a processor
+	// each (Linux: the inode's lock, a rwsem that spins).
+	turn chan struct{}
 
 	mu      sync.Mutex
 	parts   map[int]objstore.Extent // that are there; guarded by mu
@@ -37,7 +42,7 @@ const (
 
 // BeginUpload implements objstore.Store.
 func (s *Store) BeginUpload(ctx context.Context, key string) (objstore.Upload, error) {
-	u := &upload{store: s, key: key, parts: map[int]objstore.Extent{}, writing: map[int]objstore.Extent{}}
+	u := &upload{store: s, key: key, turn: make(chan struct{}, 1), parts: map[int]objstore.Extent{}, writing: map[int]objstore.Extent{}}
 	err := s.inside(ctx, key, func() (err error) {
 		if err := s.prepareTemp(); err != nil {
 			return err
@@ -78,7 +83,7 @@ func (u *upload) part(ctx context.Context, number int, extent objstore.Extent, b
 	if err != nil {
 		return fmt.Errorf("part %d: %w", number, err)
 	}
-	err = copyBody(ctx, &atOffset{file, extent.At}, body)
+	err = u.write(ctx, file, extent, body)
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	delete(u.writing, number)
@@ -86,6 +91,21 @@ func (u *upload) part(ctx context.Context, number int, extent objstore.Extent, b
 		return fmt.Errorf("part %d: %w", number, err)
 	}
 	u.parts[number] = extent
+	return nil
+}
+
+// write writes a part when it is its turn.
+func (u *upload) write(ctx context.Context, file *os.File, extent objstore.Extent, body objstore.Body) error {
+	select {
+	case u.turn <- struct{}{}:
+		defer func() { <-u.turn }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	if err := copyBody(ctx, &atOffset{file, extent.At}, body); err != nil {
+		return err
+	}
+	beginWriting(file, extent.At, extent.Size)
 	return nil
 }
 

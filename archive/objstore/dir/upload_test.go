@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/walferry/walferry/archive/objstore"
@@ -26,6 +27,32 @@ func part(t *testing.T, u objstore.Upload, number int, at int64, content string)
 	if err := u.Part(t.Context(), number, at, objstore.Bytes([]byte(content))); err != nil {
 		t.Fatal(err)
 	}
+}
+
+// TestPartsTakeTurns: one part is written at a time; one that waits can be given
+// up, and put again.
+func TestPartsTakeTurns(t *testing.T) {
+	root := t.TempDir()
+	synctest.Test(t, func(t *testing.T) {
+		u := begin(t, open(t, root), "wal_005/a")
+		u.turn <- struct{}{} // another part is being written
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error, 1)
+		go func() { done <- u.Part(ctx, 1, 0, objstore.Bytes([]byte("content"))) }()
+		synctest.Wait()
+		if len(done) > 0 {
+			t.Fatalf("two parts are written at a time: %v", <-done)
+		}
+		cancel()
+		if err := <-done; !errors.Is(err, context.Canceled) {
+			t.Errorf("Part = %v", err)
+		}
+		<-u.turn
+		part(t, u, 1, 0, "content")
+		if err := u.Complete(t.Context()); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestUploadLeftBehind: what a dead process leaves is no object, and is removed
