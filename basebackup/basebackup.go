@@ -368,12 +368,9 @@ func (t *taking) start() error {
 		return err
 	}
 	t.begun = time.Now()
-	t.encoders = codec.NewStreamEncoders(t.asked.how(), codec.StreamOptions{
-		Parallel: min(encodeAtOnce, runtime.GOMAXPROCS(0)),
-		// The server's own frames have none either: every file is checked
-		// against the manifest, and every part's checksum is recorded.
-		NoChecksum: true,
-	})
+	// Without a checksum of the content, as the server's own frames: every file
+	// is checked against the manifest, and every part's checksum is recorded.
+	t.encoders = codec.NewParallelEncoders(t.asked.how(), min(encodeAtOnce, runtime.GOMAXPROCS(0)))
 	start := t.stream.Start()
 	err = t.persist(0, func() (err error) {
 		t.writer, err = t.archive.NewBackup(t.ctx, start, t.size)

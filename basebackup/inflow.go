@@ -71,7 +71,7 @@ func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
 	in := newPipe(t.ctx, t.pieces)
 	f.in, f.end = in, in.end
 	if sent == "" {
-		t.crew.start(func() error { return f.encode(in.next, func() error { return nil }, t.encoders) })
+		t.crew.start(func() error { return f.encode(in.next, in.back, func() error { return nil }, t.encoders) })
 		return f, nil
 	}
 	buf := t.encodeBuffer()
@@ -83,7 +83,7 @@ func (t *taking) begin(m replication.BackupMessage) (*inflow, error) {
 		return f.encode(func() ([]byte, error) {
 			n, err := fill(content, buf)
 			return buf[:n], err
-		}, content.Close, t.encoders)
+		}, nil, content.Close, t.encoders)
 	})
 	return f, nil
 }
@@ -103,14 +103,21 @@ func (f *inflow) check(in io.Reader, ext string, buf []byte) error {
 }
 
 // encode takes the archive from next, and when it has all closes where that
-// comes from, and writes it to its object in another form.
-func (f *inflow) encode(next func() ([]byte, error), closeInput func() error, encoders *codec.Encoders) error {
+// comes from, and writes it to its object in another form. What next gives goes
+// back when it is encoded; without a back it is next's again at its next call.
+func (f *inflow) encode(next func() ([]byte, error), back func([]byte), closeInput func() error, encoders *codec.Encoders) error {
 	encoder, err := encoders.NewStream(f.object)
 	if err != nil {
 		return errors.Join(err, closeInput())
 	}
 	defer encoder.GiveUp()
-	f.scan.pass = encoder
+	f.scan.pass = func(p []byte) error {
+		if back != nil {
+			return encoder.Lend(p, back)
+		}
+		_, err := encoder.Write(p)
+		return err
+	}
 	err = errors.Join(f.scan.all(next), closeInput())
 	if err == nil {
 		// Closed on this way only: an object that lacks the end of its frame

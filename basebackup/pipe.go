@@ -3,15 +3,16 @@ package basebackup
 import (
 	"context"
 	"io"
+
+	"github.com/walferry/walferry/archive/codec"
 )
 
 const (
-	// pieceSize is how much is encoded at a time, in bytes: a block of the lz4
-	// frames that we write, so that each is encoded where it lies.
-	pieceSize = 1 << 20
+	// pieceSize is how much is encoded at a time, in bytes, where it lies.
+	pieceSize = codec.Piece
 	// maxPieces bounds what waits to be encoded, with the piece that is being
-	// filled and the one that is encoded.
-	maxPieces = 4
+	// filled, the one that is checked, and those that are encoded.
+	maxPieces = 3 + encodeAtOnce
 )
 
 // pieces is the memory of one pipe after the other.
@@ -32,8 +33,8 @@ type pipe struct {
 
 	filled []byte // the writer's: a piece, as far as it is filled; nil: none
 
-	lent []byte // the reader's: what next has given out
-	rest []byte // the reader's: what Read has left of it
+	read []byte // the reader's: the piece that Read reads; nil: none
+	rest []byte // the reader's: what is left of it
 }
 
 func newPipe(ctx context.Context, p *pieces) *pipe {
@@ -89,23 +90,23 @@ func (p *pipe) end() error {
 	return nil
 }
 
-// next lends the next piece, which may be changed, until the call after it. The
-// error is io.EOF at the archive's end.
+// next returns the next piece, which is the reader's, to change it too, until he
+// gives it back. The error is io.EOF at the archive's end.
 func (p *pipe) next() ([]byte, error) {
-	if p.lent != nil {
-		p.pieces.free <- p.lent[:0] // there is room for all there are
-		p.lent = nil
-	}
 	select {
 	case piece, ok := <-p.full:
 		if !ok {
 			return nil, io.EOF
 		}
-		p.lent = piece
 		return piece, nil
 	case <-p.ctx.Done():
 		return nil, context.Cause(p.ctx)
 	}
+}
+
+// back takes back what next has given. Any goroutine may call it.
+func (p *pipe) back(piece []byte) {
+	p.pieces.free <- piece[:0] // there is room for all there are
 }
 
 // Read implements io.Reader, for those who decode what is received. It must not
@@ -115,10 +116,15 @@ func (p *pipe) Read(b []byte) (int, error) {
 		return 0, nil
 	}
 	if len(p.rest) == 0 {
-		var err error
-		if p.rest, err = p.next(); err != nil {
+		if p.read != nil {
+			p.back(p.read)
+			p.read = nil
+		}
+		piece, err := p.next()
+		if err != nil {
 			return 0, err
 		}
+		p.read, p.rest = piece, piece
 	}
 	n := copy(b, p.rest)
 	p.rest = p.rest[n:]

@@ -33,7 +33,8 @@ func TestPipe(t *testing.T) {
 						t.Errorf("a piece of %d bytes behind %d of %d", len(piece), len(got), size)
 					}
 					got = append(got, piece...)
-					clear(piece) // the reader's while it is lent
+					clear(piece) // the reader's until it goes back
+					p.back(piece)
 				}
 			}
 			if err != nil && !errors.Is(err, io.EOF) {

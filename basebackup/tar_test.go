@@ -107,7 +107,7 @@ func TestScanner(t *testing.T) {
 				s := scanner{file: func(path string, size int64, crc uint32) error {
 					got = append(got, fmt.Sprintf("%s %d %08x", path, size, crc))
 					return nil
-				}, pass: &out}
+				}, pass: writeTo(&out)}
 				if err := s.run(r(), make([]byte, buf)); err != nil {
 					t.Fatalf("%s, %d: %v", what, buf, err)
 				}
@@ -128,7 +128,7 @@ func TestScanner(t *testing.T) {
 	if err := s.run(bytes.NewReader(spaces[1].tar()), make([]byte, blockSize)); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
-	s = scanner{file: func(string, int64, uint32) error { return nil }, pass: &failing{broken}}
+	s = scanner{file: func(string, int64, uint32) error { return nil }, pass: writeTo(&failing{broken})}
 	if err := s.run(bytes.NewReader(spaces[1].tar()), make([]byte, blockSize)); !errors.Is(err, broken) {
 		t.Errorf("%v", err)
 	}
@@ -188,4 +188,11 @@ func FuzzScanner(f *testing.F) {
 			t.Errorf("got %q; Go's reader has %q", got, want)
 		}
 	})
+}
+
+func writeTo(w io.Writer) func([]byte) error {
+	return func(p []byte) error {
+		_, err := w.Write(p)
+		return err
+	}
 }

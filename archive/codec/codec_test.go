@@ -671,8 +671,7 @@ func TestStream(t *testing.T) {
 	for _, m := range methods {
 		t.Run(m.String(), func(t *testing.T) { testStream(t, m, NewEncoders(m)) })
 		if m.Name == LZ4 {
-			t.Run(m.String()+" in parallel", func(t *testing.T) { testStream(t, m, NewStreamEncoders(m, StreamOptions{Parallel: 3})) })
-			t.Run(m.String()+" without a checksum", func(t *testing.T) { testStream(t, m, NewStreamEncoders(m, StreamOptions{NoChecksum: true})) })
+			t.Run(m.String()+" in parallel", func(t *testing.T) { testStream(t, m, NewParallelEncoders(m, 3)) })
 		}
 	}
 }
@@ -724,13 +723,13 @@ func TestStreamGivenUp(t *testing.T) {
 		if m.Name == None {
 			continue
 		}
-		for _, parallel := range []int{1, 3} {
+		for _, parallel := range []int{0, 1, 3} {
 			for _, giveUp := range []bool{false, true} {
 				t.Run(fmt.Sprintf("%s %d %v", m, parallel, giveUp), func(t *testing.T) {
 					synctest.Test(t, func(t *testing.T) { // fails if a goroutine is left
 						broken := errors.New("cancelled")
 						var out bytes.Buffer
-						w, err := NewStreamEncoders(m, StreamOptions{Parallel: parallel}).NewStream(writerFunc(func(p []byte) (int, error) {
+						w, err := NewParallelEncoders(m, parallel).NewStream(writerFunc(func(p []byte) (int, error) {
 							if !giveUp && out.Len() > 100_000 {
 								return 0, broken
 							}
@@ -765,7 +764,7 @@ func TestStreamGivenUp(t *testing.T) {
 // in the end.
 func TestStreamTellsItsTargetsError(t *testing.T) {
 	broken := errors.New("no space")
-	w, err := NewStreamEncoders(Method{Name: LZ4}, StreamOptions{Parallel: 2}).NewStream(writerFunc(func([]byte) (int, error) { return 0, broken }))
+	w, err := NewParallelEncoders(Method{Name: LZ4}, 2).NewStream(writerFunc(func([]byte) (int, error) { return 0, broken }))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,22 +15,10 @@ import (
 // concurrent use; a writer is not. An encoder in use holds about 3 MiB for
 // lz4, and 10 to 50 MiB for zstd, more with the level.
 type Encoders struct {
-	method  Method
-	streams StreamOptions
-	pool    sync.Pool // of encoder
-}
-
-// StreamOptions say how lz4 streams are written; other methods' are the same.
-type StreamOptions struct {
-	// Parallel is how many blocks are encoded at a time, 0 is 1. Each takes
-	// 3 MiB more for every one of them. With more than one a Write returns
-	// before all is encoded, so that an error of the target may come with a
-	// later one, or with Close; and the target is written to by another
-	// goroutine, until Close or GiveUp has returned.
-	Parallel int
-	// NoChecksum leaves the checksum of the content out, which is a tenth of
-	// the work: for content that is checked by other sums.
-	NoChecksum bool
+	method   Method
+	parallel int       // 0: streams are encoded like objects
+	pool     sync.Pool // of encoder
+	streams  sync.Pool // of *parallelLZ4
 }
 
 // encoder is what the libraries' writers have in common, made to start anew.
@@ -38,8 +26,14 @@ type StreamOptions struct {
 // the encoder has running; its target must refuse what is still written.
 type encoder interface {
 	io.WriteCloser
-	start(w io.Writer, contentSize int64, o StreamOptions) error
+	start(w io.Writer, contentSize int64) error
 	giveUp()
+}
+
+// lender is an encoder that need not copy what it is given: back gets it when it
+// is no longer read.
+type lender interface {
+	lend(p []byte, back func([]byte)) error
 }
 
 const unknownSize = -1
@@ -47,9 +41,17 @@ const unknownSize = -1
 // NewEncoders returns encoders of method m.
 func NewEncoders(m Method) *Encoders { return &Encoders{method: m} }
 
-// NewStreamEncoders is NewEncoders with streams of another kind.
-func NewStreamEncoders(m Method, o StreamOptions) *Encoders {
-	return &Encoders{method: m, streams: o}
+// NewParallelEncoders is NewEncoders for streams of which so many blocks, one
+// at least, are encoded at a time, where the method is lz4 (others' streams are
+// the same). Each takes 1 to 2 MiB. Their frames have no checksum of the content,
+// which is a tenth of the work: they are for content that is checked by other
+// sums. Without a level they are encoded a little faster than objects are.
+//
+// A Write returns before all is encoded, so that an error of the target may come
+// with a later one, or with Close; and the target is written to by other
+// goroutines, one at a time, until Close or GiveUp has returned.
+func NewParallelEncoders(m Method, parallel int) *Encoders {
+	return &Encoders{method: m, parallel: parallel}
 }
 
 // Method returns the method that the encoders write.
@@ -65,15 +67,19 @@ func (e *Encoders) NewWriter(w io.Writer, contentSize int64) (io.WriteCloser, er
 	if contentSize < 0 {
 		return nil, fmt.Errorf("encoding %s: negative content size %d", e.method, contentSize)
 	}
-	return e.newWriter(w, contentSize, StreamOptions{})
+	return e.newWriter(w, contentSize, &e.pool)
 }
 
 // NewStream is NewWriter for content whose size nobody knows beforehand: the
-// frame says none. Its end mark tells a reader that it is whole all the same. So a stream that has failed is not closed but given up:
-// what was written of it is then not taken for whole by anybody.
+// frame says none. Its end mark tells a reader that it is whole all the same.
+// So a stream that has failed is not closed but given up: what was written of
+// it is then not taken for whole by anybody.
 func (e *Encoders) NewStream(w io.Writer) (*Stream, error) {
-	target := &target{w: w}
-	enc, err := e.newWriter(target, unknownSize, e.streams)
+	target, pool := &target{w: w}, &e.pool
+	if e.parallel > 0 && e.method.Name == LZ4 {
+		pool = &e.streams
+	}
+	enc, err := e.newWriter(target, unknownSize, pool)
 	if err != nil {
 		return nil, err
 	}
@@ -87,12 +93,31 @@ type Stream struct {
 	target *target
 }
 
-// Write implements io.Writer.
+// Write implements io.Writer. p is copied.
 func (s *Stream) Write(p []byte) (int, error) {
+	s.look()
+	return s.writer.Write(p)
+}
+
+// Lend is Write for memory that is lent: one of Piece bytes is encoded where it
+// lies, in parallel. back gets p when it is no longer read: once, on every way,
+// by any goroutine, and before Close or GiveUp has returned.
+func (s *Stream) Lend(p []byte, back func([]byte)) error {
+	s.look()
+	if l, ok := s.enc.(lender); ok && s.err == nil {
+		s.written += int64(len(p))
+		return l.lend(p, back)
+	}
+	_, err := s.writer.Write(p)
+	back(p)
+	return err
+}
+
+// look notices that the target has failed.
+func (s *Stream) look() {
 	if err := s.target.failure(); err != nil && s.enc != nil && s.err == nil {
 		s.err = fmt.Errorf("encoding %s: %w", s.encoders.method, err)
 	}
-	return s.writer.Write(p)
 }
 
 // Close ends the stream. One that has failed is given up.
@@ -157,18 +182,19 @@ func (t *target) refuse(err error) {
 	}
 }
 
-func (e *Encoders) newWriter(w io.Writer, contentSize int64, o StreamOptions) (*writer, error) {
-	enc, _ := e.pool.Get().(encoder)
+// newWriter returns a writer with an encoder of pool.
+func (e *Encoders) newWriter(w io.Writer, contentSize int64, pool *sync.Pool) (*writer, error) {
+	enc, _ := pool.Get().(encoder)
 	if enc == nil {
 		var err error
-		if enc, err = newEncoder(e.method); err != nil {
+		if enc, err = e.newEncoder(pool); err != nil {
 			return nil, err
 		}
 	}
-	if err := enc.start(w, contentSize, o); err != nil {
+	if err := enc.start(w, contentSize); err != nil {
 		return nil, fmt.Errorf("encoding %s: %w", e.method, err)
 	}
-	return &writer{encoders: e, enc: enc, size: contentSize}, nil
+	return &writer{encoders: e, pool: pool, enc: enc, size: contentSize}, nil
 }
 
 // NewWriter is Encoders.NewWriter with an encoder of its own.
@@ -190,24 +216,28 @@ func (m Method) Encode(content []byte) (*Frame, error) {
 	return frame, nil
 }
 
-func newEncoder(m Method) (encoder, error) {
-	switch m.Name {
+func (e *Encoders) newEncoder(pool *sync.Pool) (encoder, error) {
+	switch m := e.method; m.Name {
 	case LZ4:
-		return newLZ4Encoder(m.Level), nil
+		if pool == &e.streams {
+			return newParallelLZ4(m.Level, e.parallel), nil
+		}
+		return &lz4Encoder{Writer: lz4.NewWriter(nil), level: lz4Level(m.Level)}, nil
 	case Zstd:
 		return newZstdEncoder(m.Level)
 	case None:
 		return &plainEncoder{}, nil
 	}
-	return nil, fmt.Errorf("encoding: unknown method %q", m.Name)
+	return nil, fmt.Errorf("encoding: unknown method %q", e.method.Name)
 }
 
 // writer holds an encoder to the content size. It cuts nothing: the libraries
 // check the size too, but only at the end, and zstd not at all when it is zero.
 type writer struct {
 	encoders *Encoders
-	enc      encoder // nil when closed
-	size     int64   // or unknownSize
+	pool     *sync.Pool // of the encoders where enc is from
+	enc      encoder    // nil when closed
+	size     int64      // or unknownSize
 	written  int64
 	err      error
 }
@@ -248,7 +278,7 @@ func (w *writer) Close() error {
 		w.err = fmt.Errorf("encoding %s: %w", w.encoders.method, err)
 		return w.err
 	}
-	w.encoders.pool.Put(enc)
+	w.pool.Put(enc)
 	return nil
 }
 
@@ -257,35 +287,32 @@ type lz4Encoder struct {
 	level lz4.CompressionLevel
 }
 
-// newLZ4Encoder maps the levels of the lz4 tool to the library's. Level 1 is the
+// lz4Level maps the levels of the lz4 tool to the library's. Level 1 is the
 // reference implementation's own method: on WAL it takes four fifths of the
 // time of the library's (level 2) for objects that are 4 % larger, and its
 // output is fixed by the reference, not by the library's version. 3 to 9 are
 // the high-compression levels, of which there is none above 9.
-func newLZ4Encoder(level int) *lz4Encoder {
-	e := &lz4Encoder{Writer: lz4.NewWriter(nil)}
+func lz4Level(level int) lz4.CompressionLevel {
 	switch {
 	case level <= 1: // the default too
-		e.level = lz4.CCompatFast
+		return lz4.CCompatFast
 	case level == 2:
-		e.level = lz4.Fast
-	default:
-		e.level = lz4.CompressionLevel(1 << (8 + min(level, 9)))
+		return lz4.Fast
 	}
-	return e
+	return lz4.CompressionLevel(1 << (8 + min(level, 9)))
 }
 
 // start: blocks of 1 MiB, independent since the library writes no others, so
 // that a reader may decode them in parallel. Concurrency 1 keeps the library
 // from starting goroutines; who has several objects runs several encoders.
-func (e *lz4Encoder) start(w io.Writer, contentSize int64, o StreamOptions) error {
+func (e *lz4Encoder) start(w io.Writer, contentSize int64) error {
 	e.Reset(w)
 	return e.Apply(
 		lz4.BlockSizeOption(lz4.Block1Mb),
-		lz4.ChecksumOption(!o.NoChecksum),
+		lz4.ChecksumOption(true),
 		lz4.SizeOption(uint64(max(contentSize, 0))), // 0: none is written
 		lz4.CompressionLevelOption(e.level),
-		lz4.ConcurrencyOption(max(o.Parallel, 1)),
+		lz4.ConcurrencyOption(1),
 	)
 }
 
@@ -305,13 +332,7 @@ func (e *lz4Encoder) Close() error {
 	return nil
 }
 
-// giveUp: Close waits for the library's goroutines; what they, and it, still
-// write is refused, which is all that can go wrong. Where it did not come to that,
-// since not even the header could be written, Reset ends the one that waits.
-func (e *lz4Encoder) giveUp() {
-	_ = e.Writer.Close()
-	e.Reset(nil)
-}
+func (e *lz4Encoder) giveUp() { e.Reset(nil) }
 
 type zstdEncoder struct{ *zstd.Encoder }
 
@@ -336,7 +357,7 @@ func newZstdEncoder(level int) (*zstdEncoder, error) {
 	return &zstdEncoder{e}, nil
 }
 
-func (e *zstdEncoder) start(w io.Writer, contentSize int64, _ StreamOptions) error {
+func (e *zstdEncoder) start(w io.Writer, contentSize int64) error {
 	e.ResetContentSize(w, contentSize)
 	return nil
 }
@@ -355,7 +376,7 @@ type plainEncoder struct{ w io.Writer }
 
 func (e *plainEncoder) giveUp() { e.w = nil }
 
-func (e *plainEncoder) start(w io.Writer, _ int64, _ StreamOptions) error {
+func (e *plainEncoder) start(w io.Writer, _ int64) error {
 	e.w = w
 	return nil
 }
