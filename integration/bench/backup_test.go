@@ -116,15 +116,30 @@ func (t task) create(binary, store, method string) *exec.Cmd {
 	return cmd
 }
 
-// measure runs a contender in a directory of its own.
-func (w *world) measure(c contender, t task) (figures, error) {
+// measure runs a contender in a directory of its own. warm is how many bytes of
+// memory it will need, files included.
+func (w *world) measure(c contender, t task, warm int64) (figures, error) {
 	w.b.Helper()
 	syscall.Sync()
+	w.must(warmMemory(warm))
+	server, store := w.busy()
 	r, err := c.start(t)
 	if err != nil {
 		return figures{}, err
 	}
-	return r.wait()
+	f, err := r.wait()
+	server2, store2 := w.busy()
+	f.server, f.store = server2-server, store2-store
+	return f, err
+}
+
+// busy is the CPU time that the PostgreSQL server and the store have taken.
+func (w *world) busy() (server, store time.Duration) {
+	server = cpuTime(w.pg.Pid())
+	if w.s3 != nil {
+		store = cpuTime(w.s3.Pid())
+	}
+	return server, store
 }
 
 // backups lets all take turns, and prints what it took.
@@ -134,7 +149,7 @@ func (w *world) backups(rounds int, size int64) {
 	var able []contender
 	for _, c := range all { // also reads each program, and the cluster, from the disk
 		t := w.task("backup", 0)
-		_, err := w.measure(c, t)
+		_, err := w.measure(c, t, 2*size)
 		t.clear()
 		if err != nil && (w.ctx.Err() != nil || strings.HasPrefix(c.name, "walferry")) {
 			w.must(err)
@@ -149,7 +164,7 @@ func (w *world) backups(rounds int, size int64) {
 		for turn := range able {
 			c := able[(turn+round)%len(able)]
 			t := w.task("backup", 0)
-			f, err := w.measure(c, t)
+			f, err := w.measure(c, t, 2*size)
 			w.must(err)
 			t.clear()
 			used[c.name] = append(used[c.name], f)
@@ -157,13 +172,15 @@ func (w *world) backups(rounds int, size int64) {
 		}
 	}
 	gb := float64(size) / 1e9
-	t := table{{"", "wall s", "(min to max)", "MB/s", "CPU s/GB", "peak MiB", "wall ×"}}
+	t := table{{"", "wall s", "(min to max)", "MB/s", "CPU s/GB", "peak MiB", "wall ×", "server's CPU", "store's"}}
 	for _, c := range able {
 		s := sum(used[c.name])
 		t.row(c.name, fmt.Sprintf("%.2f", s.wall), fmt.Sprintf("(%.2f to %.2f)", s.least, s.most), fmt.Sprintf("%.0f", gb*1e3/s.wall),
-			fmt.Sprintf("%.2f", s.cpu/gb), fmt.Sprintf("%.1f", s.peak), ratio(s.wall, sum(used[to[c.name]]).wall))
+			fmt.Sprintf("%.2f", s.cpu/gb), fmt.Sprintf("%.1f", s.peak), ratio(s.wall, sum(used[to[c.name]]).wall),
+			fmt.Sprintf("%.2f", s.server/gb), fmt.Sprintf("%.2f", s.store/gb))
 	}
-	say("\n%s\n× are to pg_basebackup with the same compression, which checks nothing and ships nothing\n", t)
+	say("\n%s\n× are to pg_basebackup with the same compression, which checks nothing and ships nothing;\n"+
+		"the server and the S3 store work on the same %d processors: theirs is in seconds a GB, too\n", t, cores())
 	for _, c := range able {
 		if !strings.HasPrefix(c.name, "walferry") {
 			continue
@@ -184,17 +201,18 @@ func (w *world) backups(rounds int, size int64) {
 }
 
 // summed are the medians of a contender's rounds.
-type summed struct{ wall, least, most, cpu, peak float64 }
+type summed struct{ wall, least, most, cpu, peak, server, store float64 }
 
 func sum(rounds []figures) (s summed) {
 	if len(rounds) == 0 {
 		return s
 	}
-	var walls, cpus, peaks []float64
+	var walls, cpus, peaks, servers, stores []float64
 	for _, f := range rounds {
 		walls, cpus, peaks = append(walls, f.wall.Seconds()), append(cpus, f.cpu.Seconds()), append(peaks, mib(f))
+		servers, stores = append(servers, f.server.Seconds()), append(stores, f.store.Seconds())
 	}
-	return summed{median(walls), slices.Min(walls), slices.Max(walls), median(cpus), median(peaks)}
+	return summed{median(walls), slices.Min(walls), slices.Max(walls), median(cpus), median(peaks), median(servers), median(stores)}
 }
 
 // restores brings the same cluster back: pg_basebackup's own tar by tar, ours by
@@ -244,7 +262,7 @@ func (w *world) restores(rounds int, size int64) {
 		disk = append(disk, w.diskSpeed(filepath.Join(source.dir, "one file"), size))
 		for turn := range all {
 			c := all[(turn+round)%len(all)]
-			f, err := w.measure(c, source)
+			f, err := w.measure(c, source, 2*size)
 			w.must(err)
 			if _, err := os.Stat(filepath.Join(target, "global", "pg_control")); err != nil {
 				w.must(fmt.Errorf("%s has restored nothing: %w", c.name, err))

@@ -144,6 +144,8 @@ type figures struct {
 	wall time.Duration
 	cpu  time.Duration // user and system, of all threads
 	peak int64         // resident memory, bytes
+
+	server, store time.Duration // what these took on the same processors meanwhile
 }
 
 // child is a contender that runs.

@@ -31,7 +31,8 @@
 // BenchmarkBackup backs a cluster of about 1.5 GB up: by pg_basebackup into tar
 // files that the server or the client compresses with lz4, and by walferry with
 // the same compression into a directory and into the S3 server, each with the WAL
-// that makes the backup consistent. Then it is restored: by tar from
+// that makes the backup consistent. What the server and the store took of the
+// same processors stands beside it. Then it is restored: by tar from
 // pg_basebackup's tar file, and by walferry, beside what the disk takes to write
 // as many bytes.
 //

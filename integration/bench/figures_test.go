@@ -1,6 +1,8 @@
 package bench
 
 import (
+	"io"
+	"os"
 	"os/exec"
 	"slices"
 	"testing"
@@ -92,6 +94,45 @@ func TestPeak(t *testing.T) {
 		if got := peak(c.waited, c.sampled, c.ours); got != c.want {
 			t.Errorf("peak %v: %d", c, got)
 		}
+	}
+}
+
+// What children have taken counts, those included that have ended.
+func TestCPUTime(t *testing.T) {
+	if _, err := os.Stat("/proc/self/stat"); err != nil {
+		t.Skip("*** no /proc: SKIPPED ***")
+	}
+	const work = "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"
+	sh := exec.Command("/bin/sh", "-c", "("+work+"); echo; ("+work+"; echo; read x); true")
+	in, err := sh.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := sh.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := sh.Start(); err != nil {
+		t.Fatal(err)
+	}
+	var took [2]time.Duration
+	for i := range took {
+		if _, err := io.ReadFull(out, make([]byte, 1)); err != nil {
+			t.Fatal(err)
+		}
+		took[i] = cpuTime(sh.Process.Pid)
+	}
+	if took[0] <= 0 || took[1] <= took[0] {
+		t.Errorf("one child that has ended took %s, with one that runs %s", took[0], took[1])
+	}
+	if err := in.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := sh.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	if got := cpuTime(sh.Process.Pid); got != 0 {
+		t.Errorf("one that is gone took %s", got)
 	}
 }
 

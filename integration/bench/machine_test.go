@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // say prints a line at once: a benchmark's own log comes at its end.
@@ -48,4 +49,40 @@ func firstWords(file string, n int) string {
 	}
 	words := strings.Fields(string(content))
 	return strings.Join(words[:min(n, len(words))], " ")
+}
+
+// cpuTime is what a process, its children, and those of them that have ended,
+// have taken of the processors, in user and system mode (proc(5): stat). It is
+// 0 of one that is gone.
+func cpuTime(pid int) time.Duration {
+	const tick = 10 * time.Millisecond // USER_HZ is 100 everywhere
+	type process struct{ parent, own, ended int }
+	look := func(pid string) (p process) {
+		text, err := os.ReadFile("/proc/" + pid + "/stat")
+		// The name, in parentheses, may have anything in it.
+		end := strings.LastIndexByte(string(text), ')')
+		if err != nil || end < 0 {
+			return process{}
+		}
+		var skip string
+		var user, system, endedUser, endedSystem int
+		if _, err := fmt.Sscan(string(text[end+1:]), &skip, &p.parent, &skip, &skip, &skip, &skip, &skip, &skip, &skip, &skip, &skip,
+			&user, &system, &endedUser, &endedSystem); err != nil {
+			return process{}
+		}
+		p.own, p.ended = user+system, endedUser+endedSystem
+		return p
+	}
+	p := look(strconv.Itoa(pid))
+	ticks := p.own + p.ended
+	all, err := os.ReadDir("/proc")
+	if err != nil || pid == 0 {
+		return 0
+	}
+	for _, e := range all {
+		if child := look(e.Name()); child.parent == pid {
+			ticks += child.own
+		}
+	}
+	return time.Duration(ticks) * tick
 }

@@ -221,6 +221,16 @@ func (s *Server) stop(t testing.TB) {
 	s.cmd = nil
 }
 
+// Pid returns the number of the server's process, 0 when it is stopped.
+func (s *Server) Pid() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil {
+		return 0
+	}
+	return s.cmd.Process.Pid
+}
+
 // client is the root user's.
 func (s *Server) client() *s3.Client {
 	return s3.New(s3.Options{

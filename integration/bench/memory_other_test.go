@@ -1,0 +1,5 @@
+//go:build !linux
+
+package bench
+
+func warmMemory(int64) error { return nil }
