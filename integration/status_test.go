@@ -6,7 +6,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
+	"time"
 
 	"github.com/walferry/walferry/integration/s3server"
 	"github.com/walferry/walferry/restore/instance"
@@ -183,6 +185,24 @@ func TestStatus(t *testing.T) {
 	if d.Process != nil || !strings.Contains(*d.NoProcess, "no walferry receive runs") || d.Archive == nil || d.Archive.Restorable.LSN.LSN < last {
 		t.Fatalf("when walferry is gone: %+v", d)
 	}
+	// Somebody has seen enough while the backups are asked for: that is no answer
+	// of any kind.
+	s.proxy.ResetCounts()
+	s.status()
+	caught := s.proxy.Catch(s3server.BlackHole, "LIST basebackups_005", s.proxy.Counts()["LIST basebackups_005"])
+	enough := s.ferry(nil, "status")
+	select {
+	case <-caught:
+	case <-time.After(patience):
+		t.Fatalf("status does not ask for the backups:\n%s", enough.log())
+	}
+	enough.signal(syscall.SIGINT)
+	enough.failed(1, "interrupted")
+	if enough.stdout.String() != "" {
+		t.Errorf("interrupted, status says\n%s", enough.log())
+	}
+	s.proxy.Heal()
+
 	text := s.ferry(nil, "status")
 	text.exits(0)
 	if want := fmt.Sprintf("\nrestore    would get up to %s on timeline 1 right now\n", d.Archive.Restorable.LSN); !strings.HasSuffix(text.stdout.String(), want) {

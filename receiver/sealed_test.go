@@ -38,3 +38,26 @@ func TestASegmentThatAnotherSealed(t *testing.T) {
 		t.Errorf("a sync is due at %s, with nothing to sync (dirty %v, %d segments wait)", next, st.dirty, len(st.disk.queue))
 	}
 }
+
+// TestANewSegmentIsNoWrite: where a segment ends of which nothing was written
+// since the last sync, nothing was written now. A tail object waits for its
+// interval from the last write on, and would wait for nothing.
+func TestANewSegmentIsNoWrite(t *testing.T) {
+	sp := boundSpool(t, spool.Options{Keep: true})
+	g, err := sp.Begin(segment.MinSize.Name(1, 3*mb))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := &Receiver{spool: sp, size: segment.MinSize, history: segment.History{Timeline: 1}, pos: segment.Position{Timeline: 1, LSN: 4 * mb}, seg: g}
+	last := time.Now().Add(-time.Hour)
+	st := &streaming{r: r, disk: &syncer{}, cursor: 4 * mb, clean: last}
+	if err := st.close(); err != nil {
+		t.Fatal(err)
+	}
+	if !st.clean.Equal(last) {
+		t.Errorf("something was written at %s", st.clean)
+	}
+	if len(st.disk.queue) != 1 {
+		t.Errorf("%d segments wait to be sealed", len(st.disk.queue))
+	}
+}

@@ -76,7 +76,7 @@ func (c *call) statusReport(ctx context.Context) (r status.Report, err error) {
 	case err == nil:
 		r.Process = &process
 	case ctx.Err() != nil:
-		return r, withExit(exitFailed, err, "")
+		return r, withExit(exitFailed, errInterrupted, "")
 	default:
 		r.NoProcess = new(noProcess(err, dir))
 	}
@@ -88,16 +88,22 @@ func (c *call) statusReport(ctx context.Context) (r status.Report, err error) {
 		return r, nil
 	}
 	found, err := c.lookAtArchive(ctx, store)
+	if ctx.Err() != nil {
+		return r, withExit(exitFailed, errInterrupted, "") // whatever it was, or how much of it
+	}
 	if err == nil {
 		r.Archive = &found
 		return r, nil
 	}
-	if r.Process == nil || ctx.Err() != nil {
+	if r.Process == nil {
 		return r, statusError(err, r.NoProcess)
 	}
 	r.NoArchive = new(oneLine(err.Error()))
 	return r, nil
 }
+
+// errInterrupted: nobody waits for the answer any more.
+var errInterrupted = errors.New("interrupted")
 
 // errNoSpool: a process that has no spool has no place for a socket either.
 var errNoSpool = errors.New("there is no spool")
@@ -165,9 +171,6 @@ func (c *call) lookAtArchive(ctx context.Context, s storeSettings) (status.Archi
 	}
 	d := archiveDocument(ar.String(), o)
 	list, err := askBackups(bounded, ar)
-	if ctx.Err() != nil {
-		return status.Archive{}, ctx.Err() // interrupted: nobody waits for the rest
-	}
 	if err != nil {
 		d.BackupsError = new(oneLine(err.Error())) // the WAL is told all the same
 		return d, nil
