@@ -19,11 +19,20 @@ func cores() int { return runtime.NumCPU() }
 
 // memory is the machine's.
 func memory() string {
-	kib, err := strconv.Atoi(strings.TrimSuffix(field("/proc/meminfo", "MemTotal"), " kB"))
-	if err != nil {
+	bytes := meminfo("MemTotal")
+	if bytes == 0 {
 		return "?"
 	}
-	return fmt.Sprintf("%.1f GiB", float64(kib)/(1<<20))
+	return fmt.Sprintf("%.1f GiB", float64(bytes)/(1<<30))
+}
+
+// meminfo is a figure of /proc/meminfo in bytes, 0 where there is none.
+func meminfo(name string) int64 {
+	kib, err := strconv.ParseInt(strings.TrimSuffix(field("/proc/meminfo", name), " kB"), 10, 64)
+	if err != nil {
+		return 0
+	}
+	return kib << 10
 }
 
 // field is a field of the first paragraph of a file that has "name: value" in
