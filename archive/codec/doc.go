@@ -4,8 +4,10 @@
 //
 // It writes lz4 and zstd, one frame per object with content size and content
 // checksum, or the plain bytes; the same bytes and the same method give the
-// same object, whatever the sizes of the writes. It reads whatever WAL-G ever
-// wrote: lz4, zstd, plain, gzip, brotli, and classic lzma.
+// same object, whatever the sizes of the writes. Streams, whose size nobody
+// knows beforehand, lack it, and those that are encoded in parallel have no
+// checksum either. It reads whatever WAL-G ever wrote: lz4, zstd, plain, gzip,
+// brotli, and classic lzma.
 //
 // What a reader returns before io.EOF is a prefix of the content and nothing
 // more: only io.EOF says that the object was whole and that its checksums
