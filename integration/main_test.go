@@ -1,7 +1,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -111,7 +110,8 @@ func runAll(m *testing.M) (code int, err error) {
 }
 
 // endOnSignal has an interrupt, or a polite end, leave nothing: Go ends a test's
-// process at once then, and no cleanup runs.
+// process at once then, and no cleanup runs. (Debian's pg_ctlcluster makes its
+// servers nobody's children; TestDebianCluster's is the one that goes on.)
 func (l *lab) endOnSignal() {
 	caught := make(chan os.Signal, 1)
 	signal.Notify(caught, syscall.SIGINT, syscall.SIGTERM)
@@ -119,43 +119,13 @@ func (l *lab) endOnSignal() {
 		sig := <-caught
 		signal.Ignore(syscall.SIGPIPE) // who read our output may have ended first
 		fmt.Fprintf(os.Stderr, "integration: %s: ending what runs\n", sig)
-		// What is killed may just have started something.
-		for range 100 {
-			if l.killAll() == 0 {
-				break
-			}
-			time.Sleep(50 * time.Millisecond)
-		}
-		if err := os.RemoveAll(l.dir); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		if err := errors.Join(instance.KillChildren(ctx, os.Getpid()), os.RemoveAll(l.dir)); err != nil {
 			fmt.Fprintln(os.Stderr, "integration:", err)
 		}
 		os.Exit(1)
 	}()
-}
-
-// killAll kills every process that works in our directory, or has a name in it
-// on its command line, and returns how many there were. Nobody else's do: the
-// directory's name is this run's.
-func (l *lab) killAll() (killed int) {
-	all, err := filepath.Glob("/proc/[0-9]*")
-	if err != nil {
-		return 0
-	}
-	for _, proc := range all {
-		pid, err := strconv.Atoi(filepath.Base(proc))
-		if err != nil || pid == os.Getpid() {
-			continue
-		}
-		// Either is empty of a process that is gone.
-		line, _ := os.ReadFile(filepath.Join(proc, "cmdline"))
-		work, _ := os.Readlink(filepath.Join(proc, "cwd"))
-		if bytes.Contains(line, []byte(l.dir)) || strings.HasPrefix(work, l.dir) {
-			if syscall.Kill(pid, syscall.SIGKILL) == nil {
-				killed++
-			}
-		}
-	}
-	return killed
 }
 
 // build builds cmd/walferry with the race detector. It takes minutes on a
@@ -168,40 +138,4 @@ func (l *lab) build(ctx context.Context, name string, flags ...string) (string, 
 		return "", fmt.Errorf("%s: %w\n%s", strings.Join(cmd.Args, " "), err, text)
 	}
 	return out, os.Chmod(out, 0o755)
-}
-
-// What an interrupt ends: all that has to do with our directory, and nothing
-// else.
-func TestKillAll(t *testing.T) {
-	if _, err := os.Stat("/proc/self/cwd"); err != nil {
-		t.Skip("SKIPPED: there is no /proc")
-	}
-	l := &lab{dir: t.TempDir()}
-	run := func(arg0, dir string) *exec.Cmd {
-		cmd := exec.Command("sleep", "1000")
-		cmd.Args[0], cmd.Dir = arg0, dir
-		if err := cmd.Start(); err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() {
-			// One that is dead is as dead as we want it.
-			_ = cmd.Process.Kill()
-			_ = cmd.Wait()
-		})
-		return cmd
-	}
-	ours := []*exec.Cmd{run("sleep", l.dir), run(filepath.Join(l.dir, "walferry"), "")}
-	other := run("sleep", t.TempDir())
-	if n := l.killAll(); n != len(ours) {
-		t.Errorf("%d processes were killed, not %d", n, len(ours))
-	}
-	for _, cmd := range ours {
-		var exit *exec.ExitError
-		if err := cmd.Wait(); !errors.As(err, &exit) || exit.ExitCode() >= 0 {
-			t.Errorf("%s: %v", cmd.Args[0], err)
-		}
-	}
-	if err := other.Process.Signal(syscall.Signal(0)); err != nil {
-		t.Errorf("a process of somebody else's: %v", err)
-	}
 }

@@ -3,8 +3,10 @@ package instance
 import (
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -368,6 +370,52 @@ func TestQuote(t *testing.T) {
 			t.Errorf("quote(%q) = %s, want %s", in, got, want)
 		}
 	}
+}
+
+// What a process has started is ended, with what that has started; not itself,
+// and nobody else's.
+func TestKillChildren(t *testing.T) {
+	parent := exec.CommandContext(testContext(t), "sh", "-c", "sh -c 'sleep 1000 & echo 1; wait' & sleep 1000 & wait; echo 2; read x; true")
+	in, err := parent.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := parent.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	other := exec.CommandContext(testContext(t), "sleep", "1000")
+	if err := errors.Join(parent.Start(), other.Start()); err != nil {
+		t.Fatal(err)
+	}
+	says := func(want string) {
+		t.Helper()
+		got := make([]byte, len(want))
+		if _, err := io.ReadFull(out, got); err != nil || string(got) != want {
+			t.Fatalf("%q, %v, want %q", got, err, want)
+		}
+	}
+	says("1\n")
+	if err := KillChildren(testContext(t), parent.Process.Pid); err != nil {
+		t.Fatal(err)
+	}
+	all, err := parents(testContext(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range descendants(parent.Process.Pid, all)[1:] {
+		if !gone(pid) {
+			t.Errorf("process %d runs still", pid)
+		}
+	}
+	says("2\n") // it goes on
+	if gone(other.Process.Pid) {
+		t.Error("somebody else's process is gone")
+	}
+	if err := errors.Join(in.Close(), parent.Wait(), other.Process.Kill()); err != nil {
+		t.Fatal(err)
+	}
+	_ = other.Wait() // it was killed
 }
 
 // The whole tree is found and ended, also a child in a session of its own and

@@ -76,6 +76,30 @@ func killTree(ctx context.Context, root int) error {
 	return errors.Join(errs...)
 }
 
+// KillChildren ends with SIGKILL all that a process has started and all that
+// these have, and returns when it is gone. The process itself goes on, and should
+// start nothing more. What has another parent by now, as a daemon has, is not
+// found.
+func KillChildren(ctx context.Context, parent int) error {
+	for {
+		all, err := parents(ctx)
+		if err != nil {
+			return err
+		}
+		var errs []error
+		found := false
+		for pid, p := range all {
+			if p == parent && !gone(pid) {
+				found = true
+				errs = append(errs, killTree(ctx, pid), poll(ctx, func() (bool, error) { return gone(pid), nil }))
+			}
+		}
+		if err := errors.Join(errs...); err != nil || !found {
+			return err
+		}
+	}
+}
+
 // signal sends a signal; a process that is gone already is no error.
 func signal(pid int, sig syscall.Signal) error {
 	if err := syscall.Kill(pid, sig); err != nil && !errors.Is(err, syscall.ESRCH) {
