@@ -14,8 +14,9 @@ const (
 	// Piece is the size of such a block, in bytes.
 	Piece = 1 << 20
 	// acceleration is that of the default level: a fifth less work than the
-	// reference implementation's own (1), for streams that are a thousandth
-	// larger, on tables and indexes. From 4 on they grow.
+	// reference implementation's own (1), for streams that are larger by a
+	// thousandth of the content: 0.065 of pgbench's accounts for 0.064, 0.377 of
+	// their index for 0.376. From 4 on an index grows by more.
 	acceleration = 3
 )
 
