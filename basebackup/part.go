@@ -246,9 +246,11 @@ func timesCRC(a, b uint32) uint32 {
 	return product
 }
 
-// wakeEvery is after how many bytes at the latest the follower is woken: what it
-// reads at a time, or less. A message of the server's is a tenth of that.
-const wakeEvery = checkBuffer / 2
+// wakeEvery is after how many bytes at the latest the follower is woken. A
+// message of the server's is a thirtieth of that or less, and to wake a thread
+// costs what a dozen messages cost; the parts, of 8 MiB and more, wake it at
+// their ends.
+const wakeEvery = 1 << 20
 
 // follower is an io.Reader of the stream that a cutter cuts, while it is cut.
 type follower struct {
