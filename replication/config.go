@@ -33,9 +33,13 @@ type Params struct {
 	Database string // --dbname: for ConnectSQL only
 	// ApplicationName is used when nothing else names one.
 	ApplicationName string
-	// Password asks for the password (-W); nil: nobody is asked. It is
-	// called once, at the first connection, and its answer kept in memory.
+	// Password asks for the password; nil: nobody is asked. It is called once,
+	// before the first connection (-W), and its answer kept in memory.
 	Password func(context.Context) (string, error)
+	// PasswordLate: Password is called when a server has refused us because
+	// it wants a password and none was found, and not before. PostgreSQL's own
+	// programs do so without -W.
+	PasswordLate bool
 	// NoPassword (-w) forbids to ask.
 	NoPassword bool
 	// Names says where the fields came from when it was not the flag:
@@ -87,6 +91,7 @@ func (h host) String() string {
 // passwordPrompt asks once and remembers.
 type passwordPrompt struct {
 	ask    func(context.Context) (string, error)
+	late   bool // not before a server has refused us
 	mu     sync.Mutex
 	asked  bool
 	answer string
@@ -103,6 +108,16 @@ func (p *passwordPrompt) get(ctx context.Context) (string, error) {
 		p.asked, p.answer = true, answer
 	}
 	return p.answer, nil
+}
+
+// waits reports whether the question is still to be asked, and not yet.
+func (p *passwordPrompt) waits() bool {
+	if p == nil || !p.late {
+		return false
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return !p.asked
 }
 
 // setting is a value and where it came from.
@@ -153,7 +168,7 @@ func ParseConfig(p Params) (*Config, error) {
 		c.database = "postgres"
 	}
 	if p.Password != nil && !p.NoPassword {
-		c.password = &passwordPrompt{ask: p.Password}
+		c.password = &passwordPrompt{ask: p.Password, late: p.PasswordLate}
 	}
 	if c.user == "" {
 		return nil, errors.New("no user was given and the operating system's name for us is not known: want -U or PGUSER")
@@ -633,7 +648,7 @@ func (c *Config) build(h host) (*pgconn.Config, error) {
 
 // passwordFor finds the password: asked for, said, or in the password file.
 func (c *Config) passwordFor(ctx context.Context, h host, database string) (string, error) {
-	if c.password != nil {
+	if c.password != nil && !c.password.waits() {
 		return c.password.get(ctx)
 	}
 	if v := c.settings.get("password"); v != "" {

@@ -60,7 +60,7 @@ func (e *ConnectError) Unwrap() []error {
 // error is a *ConnectError, or ctx's; Passing tells whether to try again.
 func Connect(ctx context.Context, c *Config) (*Conn, error) {
 	var conn *Conn
-	err := c.each(ctx, func(ctx context.Context, h host) (func(string) string, func(), error) {
+	err := c.asking(ctx, func(ctx context.Context, h host) (func(string) string, func(), error) {
 		var err error
 		conn, err = c.connectHost(ctx, h)
 		if err != nil {
@@ -82,7 +82,7 @@ func ConnectSQL(ctx context.Context, c *Config, dbname string) (*pgconn.PgConn, 
 		dbname = c.database
 	}
 	var conn *pgconn.PgConn
-	err := c.each(ctx, func(ctx context.Context, h host) (func(string) string, func(), error) {
+	err := c.asking(ctx, func(ctx context.Context, h host) (func(string) string, func(), error) {
 		pc, err := c.build(h)
 		if err != nil {
 			return nil, nil, err
@@ -100,6 +100,20 @@ func ConnectSQL(ctx context.Context, c *Config, dbname string) (*pgconn.PgConn, 
 		return nil, err
 	}
 	return conn, nil
+}
+
+// asking is each, and once more with the password of whoever is asked for it,
+// when a host wants one that nobody has given.
+func (c *Config) asking(ctx context.Context, connect func(context.Context, host) (parameter func(string) string, giveUp func(), err error)) error {
+	unasked := c.password.waits()
+	err := c.each(ctx, connect)
+	if !unasked || !errors.Is(err, ErrNoPassword) {
+		return err
+	}
+	if _, err := c.password.get(ctx); err != nil {
+		return err
+	}
+	return c.each(ctx, connect)
 }
 
 // each tries the hosts until one takes us and is of the right kind. connect

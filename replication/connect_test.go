@@ -3,6 +3,7 @@ package replication_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"strings"
 	"syscall"
@@ -224,6 +225,56 @@ func TestConnectNoPassword(t *testing.T) {
 			t.Errorf("no password: %v", err)
 		}
 	})
+}
+
+// Who may be asked late is asked when a server wants a password that nobody has
+// given, once, and not before.
+func TestConnectPasswordLate(t *testing.T) {
+	t.Setenv("HOME", t.TempDir())
+	for _, c := range []struct {
+		wants, given, answer string
+		err                  error
+		asked                int
+		says                 string // "": it connects
+	}{
+		{wants: "right", answer: "right", asked: 1},
+		{wants: "right", answer: "WRONG", asked: 1, says: "password authentication failed"},
+		{wants: "right", answer: "", asked: 1, says: "no password was given"},
+		{wants: "right", err: errors.New("no hands"), asked: 1, says: "asking for the password: no hands"},
+		{wants: "right", given: "right", answer: "WRONG"},
+		{wants: "right", given: "WRONG", answer: "right", says: "password authentication failed"},
+		{wants: "", answer: "WRONG"},
+	} {
+		t.Run(fmt.Sprint(c), func(t *testing.T) {
+			t.Setenv("PGPASSWORD", c.given)
+			fake(t, fakepg.Options{Password: c.wants}, func(t *testing.T, s *fakepg.Server, _ *replication.Config) {
+				asked := 0
+				config, err := replication.ParseConfig(replication.Params{DSN: "sslmode=disable host=h user=walferry", PasswordLate: true, Password: func(context.Context) (string, error) {
+					asked++
+					return c.answer, c.err
+				}})
+				if err != nil {
+					t.Fatal(err)
+				}
+				config.DialFunc = s.Dial
+				for range 2 { // the answer is remembered
+					conn, err := replication.Connect(t.Context(), config)
+					if err == nil {
+						err = conn.Close(t.Context())
+					}
+					if c.says == "" && err != nil || c.says != "" && (err == nil || !strings.Contains(err.Error(), c.says) || strings.Contains(err.Error(), "WRONG")) {
+						t.Errorf("%v; want %q", err, c.says)
+					}
+					if c.err != nil {
+						break // no answer can be remembered
+					}
+				}
+				if asked != c.asked {
+					t.Errorf("asked %d times, want %d", asked, c.asked)
+				}
+			})
+		})
+	}
 }
 
 // A server that accepts and then says nothing.

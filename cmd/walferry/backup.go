@@ -96,7 +96,7 @@ func createBackup(ctx context.Context, c *call) error {
 	if err != nil {
 		return err
 	}
-	server, err := c.connectionAs(backupApplication)
+	server, err := c.connection(backupApplication)
 	if err != nil {
 		return err
 	}

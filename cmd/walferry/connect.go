@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strings"
 
@@ -14,13 +15,25 @@ import (
 	"github.com/walferry/walferry/replication"
 )
 
-// connection reads the connection settings. What they name is checked;
-// nothing is connected yet.
-func (c *call) connection() (*replication.Config, error) { return c.connectionAs("walferry") }
+// connection reads the connection settings of a command that somebody waits
+// for: as PostgreSQL's programs do, it asks at the terminal for a password that
+// the server wants and nobody has given. What the settings name is checked;
+// nothing is connected yet. application is the application_name where they give
+// none.
+func (c *call) connection(application string) (*replication.Config, error) {
+	return c.connectionSettings(application, true)
+}
 
-// connectionAs is connection with another application_name, where the settings
-// give none.
-func (c *call) connectionAs(application string) (*replication.Config, error) {
+// daemonConnection is connection for what runs for ever. Only --password lets
+// it ask, at its start: nobody may be there when a server begins to want one.
+func (c *call) daemonConnection() (*replication.Config, error) {
+	return c.connectionSettings(defaultApplication, false)
+}
+
+// defaultApplication is the application_name where nobody gives one.
+const defaultApplication = "walferry"
+
+func (c *call) connectionSettings(application string, askLate bool) (*replication.Config, error) {
 	params := replication.Params{
 		DSN:             c.set.Text("dsn"),
 		Host:            c.set.Text("host"),
@@ -31,11 +44,12 @@ func (c *call) connectionAs(application string) (*replication.Config, error) {
 		NoPassword:      c.set.Bool("no-password"),
 		Names:           map[string]string{},
 	}
-	if c.flags.Bool("password") {
-		if params.NoPassword {
-			return nil, usageError("--password and --no-password (%s) exclude each other", c.set.Value("no-password").Origin)
-		}
-		params.Password = promptPassword
+	askNow := c.flags.Bool("password")
+	if askNow && params.NoPassword {
+		return nil, usageError("--password and --no-password (%s) exclude each other", c.set.Value("no-password").Origin)
+	}
+	if askNow || askLate {
+		askForPassword(&params, askNow)
 	}
 	for field, name := range map[string]string{"DSN": "dsn", "Host": "host", "Port": "port", "User": "username"} {
 		if v := c.set.Value(name); v.IsSet() && v.Origin.Source != settings.Flag {
@@ -52,32 +66,42 @@ func (c *call) connectionAs(application string) (*replication.Config, error) {
 	return config, nil
 }
 
+// askForPassword lets the password be asked for at the terminal: at once, or
+// when a server wants one and there is a terminal. --no-password forbids it.
+func askForPassword(p *replication.Params, atOnce bool) {
+	if atOnce || hasTerminal() {
+		p.Password, p.PasswordLate = promptPassword, !atOnce
+	}
+}
+
 // hasTerminal reports whether there is somebody who can be asked.
 func hasTerminal() bool {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	return err == nil && tty.Close() == nil
 }
 
-// promptPassword asks for a password on the terminal, without showing it.
+// promptPassword asks for a password on the terminal, without showing it. The
+// end of the terminal's input is an empty answer, as libpq's programs have it
+// (simple_prompt in src/common/sprompt.c).
 func promptPassword(ctx context.Context) (password string, err error) {
 	tty, err := os.OpenFile("/dev/tty", os.O_RDWR, 0)
 	if err != nil {
-		return "", withExit(exitUsage, fmt.Errorf("asking for the password: there is no terminal: %w", err), "use ~/.pgpass or PGPASSWORD")
+		return "", withExit(exitUsage, fmt.Errorf("there is no terminal: %w", err), "use ~/.pgpass or PGPASSWORD")
 	}
 	defer func() {
-		if cerr := tty.Close(); err == nil && cerr != nil {
-			err = fmt.Errorf("asking for the password: %w", cerr)
+		if cerr := tty.Close(); err == nil {
+			err = cerr
 		}
 	}()
 	fd := int(tty.Fd())
 	before, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return "", fmt.Errorf("asking for the password: %w", err)
+		return "", err
 	}
 	silent := *before
 	silent.Lflag &^= unix.ECHO
 	if err := unix.IoctlSetTermios(fd, unix.TCSETS, &silent); err != nil {
-		return "", fmt.Errorf("asking for the password: %w", err)
+		return "", err
 	}
 	restore := func() error { return unix.IoctlSetTermios(fd, unix.TCSETS, before) }
 	if _, err := tty.WriteString("Password: "); err != nil {
@@ -92,17 +116,20 @@ func promptPassword(ctx context.Context) (password string, err error) {
 	// be given up, and a cancelled ctx ends the process.
 	go func() {
 		text, err := bufio.NewReader(tty).ReadString('\n')
+		if errors.Is(err, io.EOF) {
+			err = nil
+		}
 		answers <- answer{strings.TrimRight(text, "\r\n"), err}
 	}()
 	var a answer
 	select {
 	case a = <-answers:
 	case <-ctx.Done():
-		a.err = ctx.Err()
+		a.err = errInterrupted
 	}
 	_, echoErr := tty.WriteString("\n")
 	if err := errors.Join(a.err, restore(), echoErr); err != nil {
-		return "", fmt.Errorf("asking for the password: %w", err)
+		return "", err
 	}
 	return a.text, nil
 }

@@ -164,9 +164,7 @@ func (d *dropIn) findServer() error {
 		DSN: d.ConnString, Host: d.Host, Port: d.Port, User: d.User,
 		ApplicationName: dropInName, NoPassword: d.NoPassword,
 	}
-	if d.AskPassword {
-		params.Password = promptPassword
-	}
+	askForPassword(&params, d.AskPassword)
 	server, err := replication.ParseConfig(params)
 	if err != nil {
 		return err
@@ -175,24 +173,9 @@ func (d *dropIn) findServer() error {
 	return nil
 }
 
-// connect connects for the first time. When the server wants a password that
-// nobody has given, it is asked for, once, where there is a terminal and
-// --no-password does not forbid it.
-func (d *dropIn) connect(ctx context.Context) (*replication.Conn, error) {
-	conn, err := replication.Connect(ctx, d.server)
-	if !errors.Is(err, replication.ErrNoPassword) || d.NoPassword || d.AskPassword || !hasTerminal() {
-		return conn, err
-	}
-	d.AskPassword = true
-	if err := d.findServer(); err != nil {
-		return nil, err
-	}
-	return replication.Connect(ctx, d.server)
-}
-
 // slotAction is --create-slot or --drop-slot.
 func (d *dropIn) slotAction(ctx context.Context) error {
-	conn, err := d.connect(ctx)
+	conn, err := replication.Connect(ctx, d.server)
 	if err != nil {
 		return err
 	}

@@ -87,7 +87,7 @@ func (d *dropIn) contact(ctx context.Context) (group bool, err error) {
 
 // askGroupAccess asks a server that has just been connected to.
 func (d *dropIn) askGroupAccess(ctx context.Context) (group bool, err error) {
-	conn, err := d.connect(ctx)
+	conn, err := replication.Connect(ctx, d.server)
 	if err != nil {
 		return false, err
 	}

@@ -131,7 +131,7 @@ func (c *call) receiveSettings() (receiveSettings, error) {
 	if s.Store, err = c.findStore(c.set, true); err != nil {
 		return s, err
 	}
-	s.Server, err = c.connection()
+	s.Server, err = c.daemonConnection()
 	return s, err
 }
 

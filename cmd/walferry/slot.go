@@ -136,7 +136,7 @@ func (c *call) slotConnection(ctx context.Context) (name string, server *replica
 	if err := replication.CheckSlotName(name); err != nil {
 		return "", nil, nil, withExit(exitUsage, err, "")
 	}
-	if server, err = c.connection(); err != nil {
+	if server, err = c.connection(defaultApplication); err != nil {
 		return "", nil, nil, err
 	}
 	if conn, err = replication.Connect(ctx, server); err != nil {

@@ -75,7 +75,7 @@ func (s slotInfo) reader() string {
 
 // listSlots is "walferry slot list".
 func listSlots(ctx context.Context, c *call) error {
-	server, err := c.connection()
+	server, err := c.connection(defaultApplication)
 	if err != nil {
 		return err
 	}
