@@ -70,6 +70,24 @@ func (r *Receiver) fillAncestors(ctx context.Context) (all []ended, err error) {
 	return all, nil
 }
 
+// passSwitches ends the stream when it has passed the switches of a segment with
+// several, which no endTimeline follows, and the spool has more of those timelines
+// behind their ends: the next start gives it to the archive, with the server's
+// word for where they ended compared up to there.
+func (st *streaming) passSwitches() error {
+	if len(st.switches) == 0 || st.cursor < st.switches[len(st.switches)-1].At {
+		return nil
+	}
+	passed := st.switches
+	st.switches = nil
+	for _, a := range passed {
+		if st.r.holdsBeyond(a.Timeline, a.At) {
+			return fmt.Errorf("what is held of timeline %d behind its end goes to the archive: %w", a.Timeline, errNextStart)
+		}
+	}
+	return nil
+}
+
 // fill gives the ancestors' segments what was sent at the cursor: what they
 // hold is compared, the rest written.
 func (st *streaming) fill(p []byte) error {

@@ -590,6 +590,60 @@ func TestSeveralSwitchesInOneSegment(t *testing.T) {
 	}
 }
 
+// TestSetBackTwiceInOneSegment: the primary was made again from the archive, and
+// once more up to an earlier point of the same segment. What the spool alone has of
+// the second timeline lies wholly behind that segment, and is neither forgotten
+// nor left to the next start.
+func TestSetBackTwiceInOneSegment(t *testing.T) {
+	for name, spoolOnly := range map[string]bool{"a segment of it is whole": false, "all of it is in the spool": true} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, fakepg.Options{})
+				db := w.address()
+				wal := w.srv.WAL()
+				early := w.srv.FillTo(3*mb + 50000)
+				late := w.srv.FillTo(3*mb + 100000)
+				w.srv.FillTo(3*mb + 150000)
+				w.run(20 * time.Second)
+
+				again := func(parent segment.Timeline, at, to segment.LSN) segment.LSN {
+					child := wal.Fork(parent, at)
+					end := wal.FillTo(child, to)
+					w.srv = fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize, Timeline: child, Archiving: true})
+					t.Cleanup(w.srv.Close)
+					db.point(w.srv)
+					return end
+				}
+				held := again(1, late, 4*mb+50000)
+				if spoolOnly {
+					w.carrier.stall()
+				}
+				w.run(20 * time.Second)
+
+				again(2, early, 6*mb) // PostgreSQL takes the second timeline for the parent
+				w.start(0)
+				time.Sleep(2 * time.Minute)
+				settle()
+				if got := w.checkArchive(3); got != 6*mb {
+					t.Errorf("the archive ends at %s", got)
+				}
+				n := segment.MinSize.Name(2, held)
+				if have, want := w.archive.beyond[n], wal.Bytes(2, n.Start(segment.MinSize), held); !bytes.Equal(have, want) {
+					t.Errorf("of segment %s the archive has %d bytes, want %d", n, len(have), len(want))
+				}
+				for _, want := range []string{held.String(), early.String(), "stays on the old timeline"} {
+					if !strings.Contains(w.log.String(), want) {
+						t.Errorf("the log does not say %q", want)
+					}
+				}
+				if left := w.sp.Segments(); len(left) > 1 {
+					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
+				}
+			})
+		})
+	}
+}
+
 // TestTwoPromotionsToOneTimeline: two servers were promoted to a timeline of the
 // same number. What the archive has of the first is nothing of the second: a
 // receiver that has nothing else is not given it.

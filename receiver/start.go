@@ -71,6 +71,9 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.keepHistory(histories); err != nil {
 		return err
 	}
+	if err := r.settleOld(ctx); err != nil {
+		return err
+	}
 	r.descend()
 	if r.o.EndPos != 0 && r.pos.LSN > r.o.EndPos {
 		r.log.Info("the end position is behind what is held already", "endpos", r.o.EndPos.String(), "held", r.pos.String())

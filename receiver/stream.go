@@ -63,7 +63,8 @@ type streaming struct {
 	behind *lastRecord          // what the first record must follow, when no page could be compared
 	pages  *segment.PageChecker // of the open segment
 
-	ancestors []ended // that are filled with the first segment's bytes
+	ancestors []ended          // that are filled with the first segment's bytes
+	switches  []segment.Switch // of the first segment, where it has several that are still to be passed
 
 	batch   *replication.Batch // being worked on
 	message int                // index of the message in it
@@ -100,6 +101,7 @@ func (r *Receiver) stream(ctx context.Context, conn *replication.Conn, srv serve
 	if st.ancestors, err = r.fillAncestors(ctx); err != nil {
 		return err
 	}
+	st.switches = r.crowded(r.pos.LSN)
 	r.tellStarting()
 	slot := r.o.Slot
 	if r.until != 0 {
@@ -337,6 +339,9 @@ func (st *streaming) take() (paused bool, err error) {
 		if r.crowded(st.cursor) != nil && st.cursor >= r.pos.LSN {
 			return false, fmt.Errorf("several timelines ended in the segment at %s, which has to be asked for on the youngest: %w", st.cursor, errNextStart)
 		}
+	}
+	if err := st.passSwitches(); err != nil {
+		return false, err
 	}
 	return false, nil
 }

@@ -3,6 +3,7 @@ package receiver
 import (
 	"context"
 	"errors"
+	"slices"
 
 	"github.com/walferry/walferry/segment"
 	"github.com/walferry/walferry/segment/spool"
@@ -13,10 +14,7 @@ import (
 // that we hold is part of the child's history.
 func (r *Receiver) endTimeline(ctx context.Context, at segment.LSN, child segment.Timeline) error {
 	old := r.pos
-	if held := max(old.LSN, r.heldUntil(old.Timeline)); held > at {
-		r.log.Warn("we hold WAL that the server's new timeline does not contain: it stays on the old timeline",
-			"held", segment.Position{Timeline: old.Timeline, LSN: held}.String(), "switchpoint", at.String(), "new_timeline", uint32(child))
-	}
+	r.tellBeyond(segment.Position{Timeline: old.Timeline, LSN: max(old.LSN, r.heldUntil(old.Timeline))}, at, child)
 	if err := r.finishPartial(ctx, old.Timeline, at); err != nil {
 		return err
 	}
@@ -30,6 +28,15 @@ func (r *Receiver) endTimeline(ctx context.Context, at segment.LSN, child segmen
 	r.reported = min(r.reported, at)
 	r.tail = tailPage{}
 	return nil
+}
+
+// tellBeyond says that we hold WAL of a timeline up to a position behind its
+// end, if we do.
+func (r *Receiver) tellBeyond(held segment.Position, at segment.LSN, child segment.Timeline) {
+	if held.LSN > at {
+		r.log.Warn("we hold WAL that the server's new timeline does not contain: it stays on the old timeline",
+			"held", held.String(), "switchpoint", at.String(), "new_timeline", uint32(child))
+	}
 }
 
 // seed begins the child's first segment with what the parent's holds in front of
@@ -111,6 +118,15 @@ func (r *Receiver) finishBeyond(ctx context.Context, t segment.Timeline, at segm
 		}
 	}
 	return nil
+}
+
+// holdsBeyond reports whether the spool has segments of a timeline that lie
+// wholly behind its end and are still to be ended.
+func (r *Receiver) holdsBeyond(t segment.Timeline, at segment.LSN) bool {
+	return slices.ContainsFunc(r.spool.Segments(), func(g *spool.Segment) bool {
+		_, ended := g.Finished()
+		return g.Name().Timeline == t && g.Start() >= at && !ended && !g.Sealed()
+	})
 }
 
 // finish ends a segment whose timeline ended at an LSN, unless it is whole.

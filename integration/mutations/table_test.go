@@ -445,6 +445,12 @@ func table() []mutation {
 			pkg: "receiver", run: "TestSeveralSwitchesInOneSegment",
 		},
 		{
+			promise: "invariant 1", breaks: "what was acknowledged beyond several switches in one segment stays in the spool for this run",
+			file: "receiver/crowded.go",
+			old:  "if st.r.holdsBeyond(a.Timeline, a.At) {", new: "if false && st.r.holdsBeyond(a.Timeline, a.At) {",
+			pkg: "receiver", run: "TestSetBackTwiceInOneSegment",
+		},
+		{
 			promise: "invariant 3", breaks: "of several timelines that ended in a segment the partials are missing",
 			file: "receiver/crowded.go",
 			old:  "if err := g.Finish(g.at); err != nil {", new: "if err := error(nil); err != nil {",
