@@ -44,6 +44,7 @@ func BenchmarkBackup(b *testing.B) {
 	say("a cluster of %.2f GB, two thirds of it pgbench's, a third of what hardly compresses; %d rounds, medians;\n"+
 		"everything on one machine: the server's CPU time is not counted, but takes its share\n", float64(size)/1e9, rounds)
 	w.backups(rounds, size)
+	w.backupsApart(rounds, size)
 	w.restores(rounds, size)
 }
 
@@ -127,6 +128,7 @@ func (w *world) measure(c contender, t task, warm int64) (figures, error) {
 	if err != nil {
 		return figures{}, err
 	}
+	w.must(w.bound.add(r.cmd.Process.Pid))
 	f, err := r.wait()
 	server2, store2 := w.busy()
 	f.server, f.store = server2-server, store2-store
@@ -142,11 +144,10 @@ func (w *world) busy() (server, store time.Duration) {
 	return server, store
 }
 
-// backups lets all take turns, and prints what it took.
-func (w *world) backups(rounds int, size int64) {
-	all, to := w.backupContenders()
-	used := map[string][]figures{}
-	var able []contender
+// inTurns lets each of those that can take a backup take one in every round.
+func (w *world) inTurns(all []contender, rounds int, size int64) (able []contender, used map[string][]figures) {
+	w.b.Helper()
+	used = map[string][]figures{}
 	for _, c := range all { // also reads each program, and the cluster, from the disk
 		t := w.task("backup", 0)
 		_, err := w.measure(c, t, 2*size)
@@ -171,6 +172,10 @@ func (w *world) backups(rounds int, size int64) {
 			say("round %d of %d  %-32s  %6.2f s  %5.2f s of CPU  %5.1f MiB", round+1, rounds, c.name, f.wall.Seconds(), f.cpu.Seconds(), mib(f))
 		}
 	}
+	return able, used
+}
+
+func backupTable(able []contender, to map[string]string, used map[string][]figures, size int64) table {
 	gb := float64(size) / 1e9
 	t := table{{"", "wall s", "(min to max)", "MB/s", "CPU s/GB", "peak MiB", "wall ×", "server's CPU", "store's"}}
 	for _, c := range able {
@@ -179,8 +184,16 @@ func (w *world) backups(rounds int, size int64) {
 			fmt.Sprintf("%.2f", s.cpu/gb), fmt.Sprintf("%.1f", s.peak), ratio(s.wall, sum(used[to[c.name]]).wall),
 			fmt.Sprintf("%.2f", s.server/gb), fmt.Sprintf("%.2f", s.store/gb))
 	}
+	return t
+}
+
+// backups lets all take turns, and prints what it took.
+func (w *world) backups(rounds int, size int64) {
+	all, to := w.backupContenders()
+	able, used := w.inTurns(all, rounds, size)
 	say("\n%s\n× are to pg_basebackup with the same compression, which checks nothing and ships nothing;\n"+
-		"the server and the S3 store work on the same %d processors: theirs is in seconds a GB, too\n", t, cores())
+		"the server and the S3 store work on the same %d processors: theirs is in seconds a GB, too\n", backupTable(able, to, used, size), cores())
+	gb := float64(size) / 1e9
 	for _, c := range able {
 		if !strings.HasPrefix(c.name, "walferry") {
 			continue
@@ -196,6 +209,56 @@ func (w *world) backups(rounds int, size int64) {
 		}
 		say("goal of %s: CPU at most %.1f s/GB: %.2f: %s", c.name, goalBackupCPU, s.cpu/gb, met(s.cpu/gb, goalBackupCPU))
 		say("goal of %s: peak memory below %.0f MiB: %.1f: %s", c.name, goalBackupPeak, s.peak, met(s.peak, goalBackupPeak))
+	}
+	say("")
+}
+
+// backupsApart takes those backups again that the server compresses, with
+// processors of their own for the server, for who takes the backup, and for the
+// store, as hosts of their own have them. The store then takes nothing away from
+// what is measured.
+func (w *world) backupsApart(rounds int, size int64) {
+	w.b.Helper()
+	if w.s3 == nil {
+		return
+	}
+	if cores() < 2 {
+		loud("one processor cannot be shared out: the backups with processors of their own are left out")
+		return
+	}
+	const ofServer, ofClient, ofStore = 0.45, 0.45, 1.0
+	var bounds [3]*bound
+	for i, of := range []float64{ofServer, ofClient, ofStore} {
+		b, err := newBound(w.b, fmt.Sprintf("walferry-bench-%d-%d", os.Getpid(), i), of)
+		if err != nil {
+			loud("the backups with processors of their own are left out: %v", err)
+			return
+		}
+		bounds[i] = b
+	}
+	servers, err := family(w.pg.Pid())
+	w.must(err)
+	w.must(bounds[0].add(servers...))
+	w.must(bounds[2].add(w.s3.Pid()))
+	w.bound = bounds[1]
+	defer func() {
+		w.bound = nil
+		for _, b := range bounds {
+			w.must(b.empty())
+		}
+	}()
+	all, to := w.backupContenders()
+	all = slices.DeleteFunc(all, func(c contender) bool { return to[c.name] != basebackupServer })
+	say("with %.2f of a processor for the server, %.2f for who takes the backup, and %.0f for the store:\n", ofServer, ofClient, ofStore)
+	able, used := w.inTurns(all, rounds, size)
+	say("\n%s", backupTable(able, to, used, size))
+	for _, c := range able {
+		reference := sum(used[to[c.name]]).wall
+		if !strings.HasPrefix(c.name, "walferry") || reference == 0 {
+			continue
+		}
+		got := sum(used[c.name]).wall / reference
+		say("goal of %s, apart: wall at most %.1f × %s: %.2f: %s", c.name, goalBackupServer, to[c.name], got, met(got, goalBackupServer))
 	}
 	say("")
 }

@@ -32,9 +32,12 @@
 // files that the server or the client compresses with lz4, and by walferry with
 // the same compression into a directory and into the S3 server, each with the WAL
 // that makes the backup consistent. What the server and the store took of the
-// same processors stands beside it. Then it is restored: by tar from
-// pg_basebackup's tar file, and by walferry, beside what the disk takes to write
-// as many bytes.
+// same processors stands beside it. Where the kernel lets us (root, and its
+// control groups), the backups that the server compresses are taken once more
+// with a share of the processors for each: for the server, for who takes the
+// backup, and for the store, which does not share them with the others in real
+// life. Then it is restored: by tar from pg_basebackup's tar file, and by
+// walferry, beside what the disk takes to write as many bytes.
 //
 // All need PostgreSQL's programs ($WALFERRY_TEST_PG or the usual places) and
 // versitygw ($WALFERRY_VERSITYGW, PATH or GOPATH/bin); what is missing is said

@@ -41,6 +41,7 @@ type world struct {
 	s3      *s3server.Server // nil: there is none
 	user    s3server.User    // of s3, with the three actions of the documentation
 	caFile  string           // of its certificate, where it speaks TLS
+	bound   *bound           // of the contenders that are started; nil: none
 }
 
 // newWorld makes a running server. Without PostgreSQL it skips the benchmark.
