@@ -35,25 +35,30 @@ func BenchmarkBackup(b *testing.B) {
 	}
 	rounds := number(b, "WALFERRY_BENCH_ROUNDS", 3)
 	amount := int64(number(b, "WALFERRY_BENCH_MB", 1536)) << 20
+	noise := int64(numberFrom(b, 0, "WALFERRY_BENCH_NOISE", 33))
+	if noise >= 100 {
+		b.Fatalf("WALFERRY_BENCH_NOISE is %d, want less than 100 (per cent of the cluster)", noise)
+	}
 	w := newWorld(b, map[string]string{"max_wal_size": "16GB"})
 	w.encrypt()
 	if !w.pg.Installation().Has("pg_basebackup") || !w.pg.Installation().Has("pgbench") {
 		b.Fatalf("%s has no pg_basebackup or no pgbench: name another in WALFERRY_TEST_PG", w.pg.Installation())
 	}
-	size := w.fill(amount)
-	say("a cluster of %.2f GB, two thirds of it pgbench's, a third of what hardly compresses; %d rounds, medians;\n"+
-		"everything on one machine: the server's CPU time is not counted, but takes its share\n", float64(size)/1e9, rounds)
+	size := w.fill(amount, noise)
+	say("a cluster of %.2f GB, %d %% of it what hardly compresses, and the rest pgbench's; %d rounds, medians;\n"+
+		"everything on one machine: the server's CPU time is not counted, but takes its share\n", float64(size)/1e9, noise, rounds)
 	w.backups(rounds, size)
 	w.backupsApart(rounds, size)
 	w.restores(rounds, size)
 }
 
-// fill makes tables of about so many bytes and returns the cluster's size.
-func (w *world) fill(amount int64) (size int64) {
+// fill makes tables of about so many bytes, of which noise per cent hardly
+// compress, and returns the cluster's size.
+func (w *world) fill(amount, noise int64) (size int64) {
 	w.b.Helper()
 	const scale = 15 << 20 // of pgbench, bytes
-	w.pgbench("--initialize", "--quiet", fmt.Sprint("--scale=", max(1, amount*2/3/scale)))
-	w.sql(fmt.Sprintf("CREATE TABLE noise AS SELECT g, (SELECT string_agg(md5(random()::text || g || h), '') FROM generate_series(1, 30) AS h) AS v FROM generate_series(1, %d) AS g", amount/3/1024),
+	w.pgbench("--initialize", "--quiet", fmt.Sprint("--scale=", max(1, amount*(100-noise)/100/scale)))
+	w.sql(fmt.Sprintf("CREATE TABLE noise AS SELECT g, (SELECT string_agg(md5(random()::text || g || h), '') FROM generate_series(1, 30) AS h) AS v FROM generate_series(1, %d) AS g", amount*noise/100/1024),
 		"CHECKPOINT", "SELECT pg_switch_wal()", "CHECKPOINT")
 	w.must(filepath.WalkDir(w.pg.DataDir(), func(path string, e os.DirEntry, err error) error {
 		if err != nil || e.IsDir() || strings.Contains(path, "/pg_wal/") {

@@ -47,6 +47,8 @@
 //	                        of BenchmarkBackup, 3
 //	WALFERRY_BENCH_MB       WAL of BenchmarkReceive, 1024, and size of BenchmarkBackup's
 //	                        cluster, 1536
+//	WALFERRY_BENCH_NOISE    how much of BenchmarkBackup's cluster hardly compresses,
+//	                        per cent, 33; the rest is pgbench's
 //	WALFERRY_BENCH_SECONDS  of each stream of BenchmarkSteady, 15, and of each
 //	                        number of clients in BenchmarkCommit, 2
 //	WALFERRY_BENCH_OTHER    another walferry program to run beside: an older

@@ -246,13 +246,19 @@ func (w *world) endSegment() segment.LSN {
 // number is a variable that holds a positive whole number.
 func number(b *testing.B, variable string, otherwise int) int {
 	b.Helper()
+	return numberFrom(b, 1, variable, otherwise)
+}
+
+// numberFrom is a variable that holds a whole number that is not too small.
+func numberFrom(b *testing.B, least int, variable string, otherwise int) int {
+	b.Helper()
 	v := os.Getenv(variable)
 	if v == "" {
 		return otherwise
 	}
 	n, err := strconv.Atoi(v)
-	if err != nil || n < 1 {
-		b.Fatalf("%s is %q, want a positive number", variable, v)
+	if err != nil || n < least {
+		b.Fatalf("%s is %q, want a whole number from %d on", variable, v, least)
 	}
 	return n
 }
