@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -110,8 +111,11 @@ func TestPasswordPrompt(t *testing.T) {
 				select {
 				case b := <-shown:
 					all.Write(b)
-				case <-ended:
+				case err := <-ended:
 					running = false
+					if err != nil && !errors.As(err, new(*exec.ExitError)) {
+						t.Error(err)
+					}
 				}
 				if !typed && strings.Contains(all.String(), "Password: ") {
 					if echoes(t, screen) {
