@@ -82,9 +82,23 @@ func (st *streaming) passSwitches() error {
 	st.switches = nil
 	for _, a := range passed {
 		if st.r.holdsBeyond(a.Timeline, a.At) {
+			st.r.passed = passed
 			return fmt.Errorf("what is held of timeline %d behind its end goes to the archive: %w", a.Timeline, errNextStart)
 		}
 	}
+	return nil
+}
+
+// endPassed ends what is held behind the switches that the stream before has
+// passed. After a crash settleOld does it.
+func (r *Receiver) endPassed(ctx context.Context) error {
+	for _, a := range r.passed {
+		r.tellBeyond(segment.Position{Timeline: a.Timeline, LSN: r.heldUntil(a.Timeline)}, a.At, r.history.Owner(a.At))
+		if err := r.finishBeyond(ctx, a.Timeline, a.At); err != nil {
+			return err
+		}
+	}
+	r.passed = nil
 	return nil
 }
 

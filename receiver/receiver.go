@@ -237,6 +237,7 @@ type Receiver struct {
 	gapEnd     segment.LSN      // of a recorded gap: nothing that lies before is held; 0: none is known
 	until      segment.LSN      // where the stream of another host ends, which is read without a slot; 0: there is none
 	unasked    bool             // pos is the spool's end, since the archive could not be asked for its own
+	passed     []segment.Switch // behind which something is held that the next start ends; see passSwitches
 	ahead      segment.Position // of a directory that is to be without a gap: where the archive ends, when that is further
 
 	fullSince time.Time // when it was last told that the spool is full

@@ -667,12 +667,12 @@ func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) e
 	return nil
 }
 
-// settleOld ends, in the spool, the timelines that ended before the position:
-// their last segments go to the archive as partials, and what is held behind
+// settleOld ends, in the spool, the timelines that ended before the resume
+// position: their last segments go to the archive as partials, and what is held behind
 // their ends goes there as well.
 func (r *Receiver) settleOld(ctx context.Context) error {
 	for _, a := range r.history.Ancestors {
-		if a.Timeline >= r.pos.Timeline || a.At > r.pos.LSN {
+		if a.Timeline >= r.pos.Timeline {
 			break
 		}
 		if r.holdsBeyond(a.Timeline, a.At) {

@@ -71,7 +71,7 @@ func (r *Receiver) attempt(ctx context.Context) error {
 	if err := r.keepHistory(histories); err != nil {
 		return err
 	}
-	if err := r.settleOld(ctx); err != nil {
+	if err := r.endPassed(ctx); err != nil {
 		return err
 	}
 	r.descend()
