@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -37,13 +38,13 @@ func terminal(t *testing.T) (keys, screen *os.File) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = screen.Close() })
 	return keys, screen
 }
 
-func echoes(t *testing.T, screen *os.File) bool {
+// echoes reports whether a terminal shows what is typed; either end knows.
+func echoes(t *testing.T, keys *os.File) bool {
 	t.Helper()
-	flags, err := unix.IoctlGetTermios(int(screen.Fd()), unix.TCGETS)
+	flags, err := unix.IoctlGetTermios(int(keys.Fd()), unix.TCGETS)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -85,55 +86,44 @@ func TestPasswordPrompt(t *testing.T) {
 		t.Run(c.what, func(t *testing.T) {
 			keys, screen := terminal(t)
 			home := t.TempDir()
-			cmd := exec.CommandContext(t.Context(), "walferry", append(c.args, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "walferry")...)
+			ctx, cancel := context.WithTimeout(t.Context(), time.Minute) // one that hangs is ended
+			defer cancel()
+			cmd := exec.CommandContext(ctx, "walferry", append(c.args, "-h", "127.0.0.1", "-p", fmt.Sprint(port), "-U", "walferry")...)
 			cmd.Env = append(os.Environ(), "HOME="+home, "WALFERRY_HOME="+home, "PGSSLMODE=disable", "PGPASSWORD=", c.extra)
 			cmd.Stdin, cmd.Stdout, cmd.Stderr = screen, screen, screen
 			cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true, Setctty: true}
 			if err := cmd.Start(); err != nil {
 				t.Fatal(err)
 			}
-			ended := make(chan error, 1)
-			go func() { ended <- cmd.Wait() }()
-			shown := make(chan []byte)
-			go func() {
-				for {
-					b := make([]byte, 1024)
-					n, err := keys.Read(b)
-					if err != nil {
-						return // the terminal is closed
-					}
-					shown <- b[:n]
-				}
-			}()
+			// With ours closed, reading ends when all was read that the process,
+			// which has the only one left, has written.
+			if err := screen.Close(); err != nil {
+				t.Fatal(err)
+			}
 			var all bytes.Buffer
 			typed := false
-			for running := true; running; {
-				select {
-				case b := <-shown:
-					all.Write(b)
-				case err := <-ended:
-					running = false
-					if err != nil && !errors.As(err, new(*exec.ExitError)) {
-						t.Error(err)
-					}
+			for b := make([]byte, 1024); ; {
+				n, err := keys.Read(b)
+				all.Write(b[:n])
+				if errors.Is(err, syscall.EIO) {
+					break
 				}
-				if !typed && strings.Contains(all.String(), "Password: ") {
-					if echoes(t, screen) {
-						t.Error("what is typed is shown")
-					}
-					typed = true
-					if _, err := io.WriteString(keys, c.keys); err != nil {
-						t.Error(err)
-					}
+				if err != nil {
+					t.Fatal(err)
+				}
+				if typed || !strings.Contains(all.String(), "Password: ") {
+					continue
+				}
+				if echoes(t, keys) {
+					t.Error("what is typed is shown")
+				}
+				typed = true
+				if _, err := io.WriteString(keys, c.keys); err != nil {
+					t.Error(err)
 				}
 			}
-			for rest := true; rest; {
-				select {
-				case b := <-shown:
-					all.Write(b)
-				case <-time.After(50 * time.Millisecond): // it was written before the end
-					rest = false
-				}
+			if err := cmd.Wait(); err != nil && !errors.As(err, new(*exec.ExitError)) {
+				t.Error(err)
 			}
 			text := all.String()
 			if got := cmd.ProcessState.ExitCode(); got != c.code || !strings.Contains(text, c.says) {
@@ -142,7 +132,7 @@ func TestPasswordPrompt(t *testing.T) {
 			if asked := strings.Count(text, "Password: "); asked != min(1, len(c.keys)) {
 				t.Errorf("asked %d times: %q", asked, text)
 			}
-			if !echoes(t, screen) {
+			if !echoes(t, keys) {
 				t.Error("the terminal is left without an echo")
 			}
 			if strings.Contains(text, "secret") || strings.Contains(text, "sesame") {
