@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -241,82 +240,62 @@ func TestBackupLarge(t *testing.T) {
 
 func TestLeash(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		ours, theirs := net.Pipe()
-		defer func() { _, _ = ours.Close(), theirs.Close() }()
-		l := leash{conn: ours}
-		read := func() error { _, err := ours.Read(make([]byte, 1)); return err }
-		say := func() {
+		var ours net.Conn
+		begin := func() *leash {
+			conn, theirs := net.Pipe()
+			t.Cleanup(func() { _, _ = conn.Close(), theirs.Close() })
 			go func() {
 				time.Sleep(time.Minute)
 				_, _ = theirs.Write([]byte("x"))
 			}()
+			ours = conn
+			return &leash{conn: conn}
 		}
+		read := func() error { _, err := ours.Read(make([]byte, 1)); return err }
 
-		// It ends a read that waits, and one that comes later.
+		// It ends a read that waits, one that comes later, and who comes then.
+		l := begin()
 		first, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		l.hold(first)
-		l.hold(first)
+		if !l.hold(first) || !l.hold(first) {
+			t.Error("a context does not hold it")
+		}
 		for range 2 {
-			if err := read(); !errors.Is(err, os.ErrDeadlineExceeded) {
+			if err := read(); !errors.Is(err, io.ErrClosedPipe) {
 				t.Errorf("read: %v", err)
 			}
 		}
-		// Another's does not suffer from it, nor one's that cannot end.
+		for range 2 {
+			if l.hold(t.Context()) {
+				t.Error("another context holds what is closed")
+			}
+		}
+		l.drop()
+
+		// Who has given it away does not end it, be it to one that cannot end.
 		for _, ctx := range []context.Context{t.Context(), context.Background()} {
-			over, cancel := context.WithCancel(t.Context())
-			l.hold(over)
+			l := begin()
+			before, cancel := context.WithCancel(t.Context())
+			if !l.hold(before) || !l.hold(ctx) {
+				t.Error("a context does not hold it")
+			}
 			cancel()
-			synctest.Wait()
-			l.hold(ctx)
-			say()
 			if err := read(); err != nil {
 				t.Errorf("read: %v", err)
 			}
+			l.drop()
 		}
 		// Dropped, it is nobody's.
+		l = begin()
 		last, cancel := context.WithCancel(t.Context())
 		l.hold(last)
 		l.drop()
 		cancel()
 		l.hold(last)
-		synctest.Wait()
-		say()
 		if err := read(); err != nil {
 			t.Errorf("read after drop: %v", err)
 		}
 		l.drop()
-	})
-}
-
-// slowDeadline is a connection whose deadline takes its time to be set.
-type slowDeadline struct {
-	net.Conn
-	deadlines []time.Time
-}
-
-func (s *slowDeadline) SetDeadline(at time.Time) error {
-	if !at.IsZero() {
-		time.Sleep(time.Second)
-	}
-	s.deadlines = append(s.deadlines, at)
-	return nil
-}
-
-// A deadline that is just being set for one context is not left to the next.
-func TestLeashWaits(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		conn := &slowDeadline{}
-		l := leash{conn: conn}
-		first, cancel := context.WithCancel(t.Context())
-		l.hold(first)
-		cancel()
-		l.hold(t.Context())
-		l.drop()
-		time.Sleep(time.Minute)
-		if d := conn.deadlines; len(d) != 2 || d[0].IsZero() || !d[1].IsZero() {
-			t.Errorf("deadlines %v", d)
-		}
 	})
 }
 

@@ -241,6 +241,7 @@ func (c *Conn) BaseBackup(ctx context.Context, o BackupOptions) (*BaseBackup, er
 		return nil, c.failed(sql, backupError(reported, o))
 	}
 	c.dead = true // the backup's from here on
+	streams(b.wire.conn)
 	b.wire.reserve(backupBuffer)
 	return b, nil
 }
@@ -284,8 +285,10 @@ func (b *BaseBackup) Suspect() error { return b.state.suspect }
 // io.ErrUnexpectedEOF. ErrProtocol, ErrClosed and *ServerError can be matched.
 // Every error is final: later calls return it again.
 //
-// It waits no longer than ctx; a backup whose Next was given up cannot go on.
-// No allocation is made for content, as long as the calls share one context.
+// It waits no longer than ctx, with which the whole backup ends: in the call, or
+// behind it as long as no other call has brought another context. A Next that
+// comes after such an end has ErrClosed. No allocation is made for content, as
+// long as the calls share one context.
 func (b *BaseBackup) Next(ctx context.Context) (BackupMessage, error) {
 	if b.err != nil {
 		return BackupMessage{}, b.err
@@ -314,6 +317,9 @@ func (b *BaseBackup) next(ctx context.Context) (BackupMessage, error) {
 		if err := ctx.Err(); err != nil {
 			return BackupMessage{}, err
 		}
+		if !b.leash.hold(ctx) {
+			return BackupMessage{}, ErrClosed
+		}
 		if m, ok := b.state.queued(); ok {
 			return m, nil
 		}
@@ -336,7 +342,6 @@ func (b *BaseBackup) receive(ctx context.Context) (kind byte, body []byte, err e
 		if ok || err != nil {
 			return kind, body, err
 		}
-		b.leash.hold(ctx)
 		if err := b.wire.fill(); err != nil {
 			select {
 			case <-b.ending:
@@ -358,7 +363,7 @@ func (b *BaseBackup) Close() error {
 	b.closed.Do(func() {
 		close(b.ending)
 		b.leash.drop()
-		if err := b.wire.conn.SetDeadline(time.Now().Add(time.Second)); err == nil {
+		if err := b.wire.conn.SetWriteDeadline(time.Now().Add(time.Second)); err == nil {
 			// A server that is done waits for another command; one that is
 			// not understands a connection that just ends.
 			_ = b.wire.send(&pgproto3.Terminate{})

@@ -679,21 +679,20 @@ func TestBackupContext(t *testing.T) {
 			})
 			conn := connect(t, c)
 			b, err := conn.BaseBackup(within(time.Minute), replication.BackupOptions{})
+			before := func() {}
 			for err == nil {
-				// Another context each time, most of them over when the next
-				// call comes.
+				// Another context each time; most end when the next has come.
 				ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+				t.Cleanup(cancel)
 				began := time.Now()
 				_, err = b.Next(ctx)
 				if waited := time.Since(began); waited > time.Minute {
 					t.Errorf("silent at message %d: waited for %v", n, waited)
 				}
-				if n%2 == 0 || err != nil {
-					cancel()
-					synctest.Wait()
-				} else {
-					t.Cleanup(cancel)
+				if before(); n%2 == 0 {
+					before = cancel
 				}
+				synctest.Wait()
 			}
 			if !errors.Is(err, context.DeadlineExceeded) {
 				t.Errorf("silent at message %d: %v", n, err)
@@ -707,6 +706,21 @@ func TestBackupContext(t *testing.T) {
 			_ = conn.Close(t.Context())
 		}
 		s.CloseAfter(-1)
+
+		// Over behind a call: with it the backup ends, also for the next.
+		s.SetBackup(sample())
+		behind, giveUp := context.WithCancel(t.Context())
+		ended := begin(t, c, replication.BackupOptions{})
+		if _, err := ended.Next(behind); err != nil {
+			t.Error(err)
+		}
+		giveUp()
+		synctest.Wait()
+		for range 2 {
+			if _, err := ended.Next(t.Context()); !errors.Is(err, replication.ErrClosed) || replication.Passing(err) {
+				t.Errorf("behind a context that has ended: %v", err)
+			}
+		}
 
 		// Over before the call, with content waiting: over.
 		s.SetBackup(sample())

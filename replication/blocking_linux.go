@@ -15,10 +15,11 @@ import (
 )
 
 // blocking is a socket that is read in the kernel, by a thread of its own as
-// long as nothing comes. A stream's connection is one. With the runtime's
-// poller each message would wake the poller's thread, that one a scheduler for
-// the reader, and that its watchman: some ten microseconds each, for which the
-// commit waits that a small message belongs to.
+// long as nothing comes. A stream's connection is one, and a base backup's. With
+// the runtime's poller each message would wake the poller's thread, that one a
+// scheduler for the reader, and that its watchman: some ten microseconds each,
+// for which the commit waits that a small message belongs to. A base backup,
+// whose server writes 8 kB at a time, takes a fifth less CPU time.
 //
 // Read has no deadline: Close ends it. One goroutine may read, others write.
 type blocking struct {

@@ -2,6 +2,7 @@ package replication
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"io"
 	"net"
@@ -176,6 +177,39 @@ func TestBlockingWriteIsBounded(t *testing.T) {
 	}
 	if err := b.SetReadDeadline(time.Now()); !errors.Is(err, os.ErrNoDeadline) {
 		t.Errorf("a deadline that it cannot keep was accepted: %v", err)
+	}
+}
+
+// TestBlockingBackup: a context ends a base backup whose server says nothing,
+// though its socket takes no deadline; so does Close.
+func TestBlockingBackup(t *testing.T) {
+	for name, test := range map[string]struct {
+		end  func(b *BaseBackup, cancel func())
+		want error
+	}{
+		"context": {func(_ *BaseBackup, cancel func()) { cancel() }, context.Canceled},
+		"Close":   {func(b *BaseBackup, _ func()) { _ = b.Close() }, ErrClosed},
+	} {
+		conn, _ := pair(t, "tcp")
+		b := &BaseBackup{wire: &wire{conn: conn, r: conn}, leash: leash{conn: conn}, ending: make(chan struct{})}
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		ended := make(chan error, 1)
+		go func() {
+			_, err := b.Next(ctx)
+			ended <- err
+		}()
+		time.Sleep(50 * time.Millisecond) // most likely it is in the kernel now; if not, it ends as well
+		test.end(b, cancel)
+		select {
+		case err := <-ended:
+			if !errors.Is(err, test.want) {
+				t.Errorf("%s: %v", name, err)
+			}
+		case <-time.After(time.Minute):
+			t.Fatalf("%s: it still waits", name)
+		}
+		_ = b.Close()
 	}
 }
 

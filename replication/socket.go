@@ -5,8 +5,8 @@ import (
 	"net"
 )
 
-// socket is a connection below whatever encrypts it, so that a stream, which
-// reads and does nothing else, can have it read in another way.
+// socket is a connection below whatever encrypts it, so that a stream or a base
+// backup, which read and do nothing else, can have it read in another way.
 type socket struct{ net.Conn }
 
 // streams says that from now on the connection is read for as long as it

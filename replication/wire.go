@@ -155,55 +155,55 @@ func whileContext(ctx context.Context, conn net.Conn, f func() error) error {
 	return err
 }
 
-// leash makes the reads and writes of a connection fail as soon as a context
-// ends, as whileContext does, over many calls: taking the same context again
-// costs nothing. It keeps the context's channel, never the context. It is safe
-// for concurrent use.
+// leash closes a connection as soon as a context ends, over many calls: taking
+// the same context again costs next to nothing. It keeps the context's channel,
+// never the context. It is safe for concurrent use.
+//
+// It closes, and sets no deadline as whileContext does, because a socket that is
+// read in the kernel has none.
 type leash struct {
 	conn net.Conn
 
-	mu    sync.Mutex
-	over  bool            // drop was called
-	done  <-chan struct{} // of the context that holds; nil: none does
-	stop  func() bool
-	fired chan struct{}
+	mu   sync.Mutex
+	over bool            // drop was called
+	done <-chan struct{} // of the context that holds; nil: none does
+	stop func() bool
 }
 
-// hold gives the leash to ctx, and takes it from the one that held it. A
-// deadline that an earlier context has left behind is gone then.
-func (l *leash) hold(ctx context.Context) {
+// hold gives the leash to ctx, and takes it from the one that held it. It
+// returns false when that one has ended: the connection is closed, or will be.
+func (l *leash) hold(ctx context.Context) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	done := ctx.Done()
 	if l.over || done == l.done {
-		return
+		return true
 	}
-	l.release()
-	if done == nil {
-		return
+	if !l.release() {
+		return false
 	}
-	fired := make(chan struct{})
-	l.done, l.fired = done, fired
-	l.stop = context.AfterFunc(ctx, func() {
-		defer close(fired)
-		_ = l.conn.SetDeadline(longAgo()) // as in whileContext
-	})
+	if done != nil {
+		l.done = done
+		// What the reader is told is why it was closed, not how.
+		l.stop = context.AfterFunc(ctx, func() { _ = l.conn.Close() })
+	}
+	return true
 }
 
-// release needs mu.
-func (l *leash) release() {
+// release needs mu. It returns false when the one that held the leash has ended.
+func (l *leash) release() bool {
 	if l.done == nil {
-		return
+		return true
 	}
 	if !l.stop() {
-		<-l.fired
-		// A connection that takes no deadline was not hurt by that one.
-		_ = l.conn.SetDeadline(time.Time{})
+		return false
 	}
-	l.done, l.stop, l.fired = nil, nil, nil
+	l.done, l.stop = nil, nil
+	return true
 }
 
-// drop ends the leash: no context holds the connection any more.
+// drop ends the leash: no context that has not ended closes the connection any
+// more.
 func (l *leash) drop() {
 	l.mu.Lock()
 	defer l.mu.Unlock()

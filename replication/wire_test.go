@@ -213,9 +213,9 @@ func (e *endless) Read(b []byte) (int, error) {
 	return n, nil
 }
 
-func (e *endless) Write(b []byte) (int, error) { return len(b), nil }
-func (e *endless) Close() error                { return nil }
-func (e *endless) SetDeadline(time.Time) error { return nil }
+func (e *endless) Write(b []byte) (int, error)      { return len(b), nil }
+func (e *endless) Close() error                     { return nil }
+func (e *endless) SetWriteDeadline(time.Time) error { return nil }
 
 // Reception allocates nothing for a message, be it small or large.
 func BenchmarkStream(b *testing.B) {
