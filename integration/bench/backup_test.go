@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -39,14 +40,19 @@ func BenchmarkBackup(b *testing.B) {
 	if noise >= 100 {
 		b.Fatalf("WALFERRY_BENCH_NOISE is %d, want less than 100 (per cent of the cluster)", noise)
 	}
-	w := newWorld(b, map[string]string{"max_wal_size": "16GB"})
+	over := cmp.Or(os.Getenv("WALFERRY_BENCH_OVER"), overTCP)
+	if over != overTCP && over != overSocket {
+		b.Fatalf("WALFERRY_BENCH_OVER is %q, want %s or %s", over, overTCP, overSocket)
+	}
+	w := newWorld(b, over, map[string]string{"max_wal_size": "16GB"})
 	w.encrypt()
 	if !w.pg.Installation().Has("pg_basebackup") || !w.pg.Installation().Has("pgbench") {
 		b.Fatalf("%s has no pg_basebackup or no pgbench: name another in WALFERRY_TEST_PG", w.pg.Installation())
 	}
 	size := w.fill(amount, noise)
 	say("a cluster of %.2f GB, %d %% of it what hardly compresses, and the rest pgbench's; %d rounds, medians;\n"+
-		"everything on one machine: the server's CPU time is not counted, but takes its share\n", float64(size)/1e9, noise, rounds)
+		"everything on one machine, the server reached by %s: its CPU time is not counted, but takes its share\n",
+		float64(size)/1e9, noise, rounds, map[string]string{overTCP: "TCP", overSocket: "its Unix socket"}[over])
 	w.backups(rounds, size)
 	w.backupsApart(rounds, size)
 	w.restores(rounds, size)
@@ -83,7 +89,7 @@ func (w *world) backupContenders() (all []contender, to map[string]string) {
 	}
 	for name, method := range map[string]string{basebackupServer: "server-lz4", basebackupClient: "client-lz4"} {
 		add(contender{name: name, command: func(t task) *exec.Cmd {
-			return w.account.Command(w.ctx, w.pg.Installation().Program("pg_basebackup"), "--dbname="+w.pg.DSN("postgres"),
+			return w.account.Command(w.ctx, w.pg.Installation().Program("pg_basebackup"), "--dbname="+w.dsn("postgres"),
 				"--pgdata="+filepath.Join(t.dir, "backup"), "--format=tar", "--checkpoint=fast", "--wal-method=stream", "--compress="+method)
 		}}, name)
 	}
@@ -114,7 +120,7 @@ func (w *world) backupContenders() (all []contender, to map[string]string) {
 
 // create is the command line of "backup create".
 func (t task) create(binary, store, method string) *exec.Cmd {
-	cmd := t.w.account.Command(t.w.ctx, binary, "backup", "create", "-d", t.w.pg.DSN("postgres"), "--store", store, "--wal", "include", "--compress", method)
+	cmd := t.w.account.Command(t.w.ctx, binary, "backup", "create", "-d", t.w.dsn("postgres"), "--store", store, "--wal", "include", "--compress", method)
 	cmd.Env = append(cmd.Env, "HOME="+t.dir)
 	if t.w.s3 != nil {
 		cmd.Env = append(cmd.Env, t.w.user.Env()...)
@@ -291,7 +297,7 @@ func (w *world) restores(rounds int, size int64) {
 	source := w.task("restore", 0)
 	defer source.clear()
 	for _, c := range []*exec.Cmd{
-		w.account.Command(w.ctx, w.pg.Installation().Program("pg_basebackup"), "--dbname="+w.pg.DSN("postgres"),
+		w.account.Command(w.ctx, w.pg.Installation().Program("pg_basebackup"), "--dbname="+w.dsn("postgres"),
 			"--pgdata="+filepath.Join(source.dir, "tar"), "--format=tar", "--checkpoint=fast", "--wal-method=none"),
 		w.prepared(source),
 		w.preparedS3(source),

@@ -94,7 +94,7 @@ func BenchmarkCommit(b *testing.B) {
 	}
 	rounds := number(b, "WALFERRY_BENCH_ROUNDS", 5)
 	seconds := time.Duration(number(b, "WALFERRY_BENCH_SECONDS", 2)) * time.Second
-	w := newWorld(b, map[string]string{"max_wal_size": "8GB", "max_connections": "100"})
+	w := newWorld(b, overSocket, map[string]string{"max_wal_size": "8GB", "max_connections": "100"})
 	w.encrypt()
 	var put *putter
 	if w.s3 != nil {

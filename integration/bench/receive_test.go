@@ -25,7 +25,7 @@ func BenchmarkReceive(b *testing.B) {
 	}
 	rounds := number(b, "WALFERRY_BENCH_ROUNDS", 3)
 	amount := int64(number(b, "WALFERRY_BENCH_MB", 1024)) << 20
-	w := newWorld(b, map[string]string{"max_wal_size": "1TB", "wal_keep_size": "1TB"})
+	w := newWorld(b, overSocket, map[string]string{"max_wal_size": "1TB", "wal_keep_size": "1TB"})
 	w.encrypt()
 	if !w.pg.Installation().Has("pgbench") {
 		b.Fatalf("%s has no pgbench: name another in WALFERRY_TEST_PG", w.pg.Installation())

@@ -64,7 +64,7 @@ func BenchmarkSteady(b *testing.B) {
 		b.Skip("one run has everything in it")
 	}
 	seconds := time.Duration(number(b, "WALFERRY_BENCH_SECONDS", 15)) * time.Second
-	w := newWorld(b, map[string]string{"max_wal_size": "1GB"})
+	w := newWorld(b, overSocket, map[string]string{"max_wal_size": "1GB"})
 	w.sql(writerSQL...)
 	all := w.able()
 	var proxy *s3server.Proxy

@@ -36,6 +36,7 @@ type world struct {
 	dir     string          // other users can pass through
 	account instance.Account
 	pg      *instance.Server // running
+	over    string           // how it is reached: overSocket or overTCP
 	binary  string           // walferry, as users have it: without the race detector
 	other   string           // another one to compare with, or ""
 	s3      *s3server.Server // nil: there is none
@@ -44,13 +45,14 @@ type world struct {
 	bound   *bound           // of the contenders that are started; nil: none
 }
 
-// newWorld makes a running server. Without PostgreSQL it skips the benchmark.
-func newWorld(b *testing.B, settings map[string]string) *world {
+// newWorld makes a running server, which others reach by its socket, or over TCP
+// on 127.0.0.1. Without PostgreSQL it skips the benchmark.
+func newWorld(b *testing.B, over string, settings map[string]string) *world {
 	b.Helper()
 	// An interrupt ends what runs, and so the benchmark, which then cleans up.
 	ctx, stop := signal.NotifyContext(b.Context(), syscall.SIGINT, syscall.SIGTERM)
 	b.Cleanup(stop)
-	w := &world{b: b, ctx: ctx, other: os.Getenv("WALFERRY_BENCH_OTHER")}
+	w := &world{b: b, ctx: ctx, over: over, other: os.Getenv("WALFERRY_BENCH_OTHER")}
 	installation, err := findInstallation(ctx)
 	if errors.Is(err, instance.ErrNoPostgreSQL) {
 		loud("nothing can be measured: %v", err)
@@ -78,6 +80,7 @@ func newWorld(b *testing.B, settings map[string]string) *world {
 	}
 	w.pg, err = instance.Create(ctx, instance.Options{
 		Installation: installation, Dir: filepath.Join(w.dir, "pg"), Account: &w.account, Settings: all,
+		Listen: over == overTCP, HBA: []string{"host all all 127.0.0.1/32 trust", "host replication all 127.0.0.1/32 trust"},
 	})
 	w.must(err)
 	b.Cleanup(func() {
@@ -98,6 +101,20 @@ func newWorld(b *testing.B, settings map[string]string) *world {
 }
 
 const bucket = "bench"
+
+// The ways to the server.
+const (
+	overSocket = "unix"
+	overTCP    = "tcp"
+)
+
+// dsn is the connection string of a database, on the way that is measured.
+func (w *world) dsn(database string) string {
+	if w.over == overTCP {
+		return fmt.Sprintf("host=127.0.0.1 port=%d user=postgres dbname=%s sslmode=disable", w.pg.Port(), database)
+	}
+	return w.pg.DSN(database)
+}
 
 // encrypt lets the S3 server speak TLS, as it does for who cares for his WAL.
 // Over plain HTTP every byte has to be hashed for the signature, here and there.
