@@ -15,6 +15,7 @@ import (
 	"github.com/walferry/walferry/replication"
 	"github.com/walferry/walferry/replication/fakepg"
 	"github.com/walferry/walferry/segment"
+	"github.com/walferry/walferry/segment/disk/crashfs"
 	"github.com/walferry/walferry/segment/spool"
 )
 
@@ -598,49 +599,117 @@ func TestSetBackTwiceInOneSegment(t *testing.T) {
 	for name, spoolOnly := range map[string]bool{"a segment of it is whole": false, "all of it is in the spool": true} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
+				s := newSetBackTwice(t, newWorld(t, fakepg.Options{}), 3*mb+100000, spoolOnly)
+				s.w.start(0)
+				time.Sleep(2 * time.Minute)
+				settle()
+				s.check()
+			})
+		})
+	}
+}
+
+// TestSetBackTwiceSurvivesAPowerCut cuts the power at one operation of the
+// spool's disk after the other, from the start that meets the younger timeline
+// on: what the spool alone had of the second one is in the archive after the next
+// start, and is told; be its beginning in the segment where the third begins, or
+// behind it.
+func TestSetBackTwiceSurvivesAPowerCut(t *testing.T) {
+	step := 17
+	if os.Getenv("WALFERRY_FULL") != "" {
+		step = 1
+	}
+	for _, late := range []segment.LSN{3*mb + 100000, 5*mb + 100000} {
+		for op := step; ; op += step {
+			reached := false
+			synctest.Test(t, func(t *testing.T) {
+				disk := crashfs.New(uint64(op))
 				w := newWorld(t, fakepg.Options{})
-				db := w.address()
-				wal := w.srv.WAL()
-				early := w.srv.FillTo(3*mb + 50000)
-				late := w.srv.FillTo(3*mb + 100000)
-				w.srv.FillTo(3*mb + 150000)
-				w.run(20 * time.Second)
-
-				again := func(parent segment.Timeline, at, to segment.LSN) segment.LSN {
-					child := wal.Fork(parent, at)
-					end := wal.FillTo(child, to)
-					w.srv = fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize, Timeline: child, Archiving: true})
-					t.Cleanup(w.srv.Close)
-					db.point(w.srv)
-					return end
+				w.fs, w.dir = disk, "/spool"
+				s := newSetBackTwice(t, w, late, true)
+				end, _ := w.start(0)
+				begin := disk.Ops()
+				disk.StopAt(op)
+				time.Sleep(2 * time.Minute)
+				settle()
+				reached = disk.Ops()-begin >= op
+				if err := end(); err != nil && !errors.Is(err, crashfs.ErrCrashed) {
+					t.Logf("Run: %v", err)
 				}
-				held := again(1, late, 4*mb+50000)
-				if spoolOnly {
-					w.carrier.stall()
-				}
-				w.run(20 * time.Second)
-
-				again(2, early, 6*mb) // PostgreSQL takes the second timeline for the parent
+				disk.Crash()
 				w.start(0)
 				time.Sleep(2 * time.Minute)
 				settle()
-				if got := w.checkArchive(3); got != 6*mb {
-					t.Errorf("the archive ends at %s", got)
-				}
-				n := segment.MinSize.Name(2, held)
-				if have, want := w.archive.beyond[n], wal.Bytes(2, n.Start(segment.MinSize), held); !bytes.Equal(have, want) {
-					t.Errorf("of segment %s the archive has %d bytes, want %d", n, len(have), len(want))
-				}
-				for _, want := range []string{held.String(), early.String(), "stays on the old timeline"} {
-					if !strings.Contains(w.log.String(), want) {
-						t.Errorf("the log does not say %q", want)
-					}
-				}
-				if left := w.sp.Segments(); len(left) > 1 {
-					t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
-				}
+				s.check()
 			})
-		})
+			if t.Failed() {
+				t.Fatalf("operation %d, the second timeline begins at %s", op, late)
+			}
+			if !reached {
+				if op < 20 {
+					t.Errorf("only %d operations: the sweep shows nothing", op)
+				}
+				break
+			}
+		}
+	}
+}
+
+// setBackTwice is a primary that was made again from the archive twice, and a
+// spool that holds WAL of the timeline between.
+type setBackTwice struct {
+	w    *world
+	wal  *fakepg.WAL
+	at   segment.LSN // where the third timeline begins
+	held segment.LSN // how far the spool has the second
+	end  segment.LSN // of the third, at a boundary
+}
+
+// newSetBackTwice ends before the receiver meets the third timeline. The second
+// begins at about late.
+func newSetBackTwice(t *testing.T, w *world, late segment.LSN, spoolOnly bool) *setBackTwice {
+	t.Helper()
+	db := w.address()
+	wal := w.srv.WAL()
+	early := w.srv.FillTo(3*mb + 50000)
+	late = w.srv.FillTo(late)
+	w.srv.FillTo(late + 50000)
+	w.run(20 * time.Second)
+
+	again := func(parent segment.Timeline, at, to segment.LSN) segment.LSN {
+		child := wal.Fork(parent, at)
+		end := wal.FillTo(child, to)
+		w.srv = fakepg.New(fakepg.Options{WAL: wal, SegmentSize: segment.MinSize, Timeline: child, Archiving: true})
+		t.Cleanup(w.srv.Close)
+		db.point(w.srv)
+		return end
+	}
+	next := segment.MinSize.Start(late) + mb
+	held := again(1, late, next+50000)
+	if spoolOnly {
+		w.carrier.stall()
+	}
+	w.run(20 * time.Second)
+	again(2, early, next+2*mb) // PostgreSQL takes the second timeline for the parent
+	return &setBackTwice{w, wal, early, held, next + 2*mb}
+}
+
+func (s *setBackTwice) check() {
+	s.w.t.Helper()
+	if got := s.w.checkArchive(3); got != s.end {
+		s.w.t.Errorf("the archive ends at %s", got)
+	}
+	n := segment.MinSize.Name(2, s.held)
+	if have, want := s.w.archive.beyond[n], s.wal.Bytes(2, n.Start(segment.MinSize), s.held); !bytes.Equal(have, want) {
+		s.w.t.Errorf("of segment %s the archive has %d bytes, want %d", n, len(have), len(want))
+	}
+	for _, want := range []string{s.held.String(), s.at.String(), "stays on the old timeline"} {
+		if !strings.Contains(s.w.log.String(), want) {
+			s.w.t.Errorf("the log does not say %q", want)
+		}
+	}
+	if left := s.w.sp.Segments(); len(left) > 1 {
+		s.w.t.Errorf("%d segments are in the spool, the first is %s", len(left), left[0].Name())
 	}
 }
 

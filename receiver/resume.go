@@ -668,12 +668,16 @@ func (r *Receiver) dropRemains(ctx context.Context, archived segment.Position) e
 }
 
 // settleOld ends, in the spool, the timelines that ended before the resume
-// position: their last segments go to the archive as partials, and what is held behind
-// their ends goes there as well.
-func (r *Receiver) settleOld(ctx context.Context) error {
+// position.
+func (r *Receiver) settleOld(ctx context.Context) error { return r.settle(ctx, 0, r.pos.Timeline) }
+
+// settle ends, in the spool, the ancestors between two timelines: their last
+// segments go to the archive as partials, and what is held behind their ends goes
+// there as well.
+func (r *Receiver) settle(ctx context.Context, above, below segment.Timeline) error {
 	for _, a := range r.history.Ancestors {
-		if a.Timeline >= r.pos.Timeline {
-			break
+		if a.Timeline <= above || a.Timeline >= below {
+			continue
 		}
 		if r.holdsBeyond(a.Timeline, a.At) {
 			r.tellBeyond(segment.Position{Timeline: a.Timeline, LSN: r.heldUntil(a.Timeline)}, a.At, r.history.Owner(a.At))

@@ -22,6 +22,12 @@ func (r *Receiver) endTimeline(ctx context.Context, at segment.LSN, child segmen
 	if err := r.finishBeyond(ctx, old.Timeline, at); err != nil {
 		return err
 	}
+	// A timeline between of which nothing is part of this history ends here, too:
+	// the primary was made again up to a point before its beginning. No stream
+	// will come to its end.
+	if err := r.settle(ctx, old.Timeline, child); err != nil {
+		return err
+	}
 	r.uploader.Switch(old.Timeline, at, child)
 	r.pos = segment.Position{Timeline: child, LSN: min(r.pos.LSN, at)}
 	r.spooled = min(r.spooled, at)
