@@ -373,19 +373,20 @@ func (r *Receiver) restoreTails(ctx context.Context, from segment.Position) erro
 // restoreTail restores one segment, unless the spool has as much of it, and
 // returns up to where the spool has it then: not beyond its timeline's end.
 func (r *Receiver) restoreTail(ctx context.Context, n segment.Name) (segment.LSN, error) {
+	limit := n.End(r.size)
+	if w, ended := r.history.Switchpoint(n.Timeline); ended {
+		limit = min(limit, w)
+	}
 	g, held := r.find(n)
 	if held && g.Sealed() {
-		return g.End(), nil
+		return limit, nil
 	}
 	bytes, err := r.archive.TailEnd(ctx, n)
 	if err != nil {
 		return 0, &archiveError{err}
 	}
 	start := n.Start(r.size)
-	end := start + segment.LSN(bytes)
-	if w, ended := r.history.Switchpoint(n.Timeline); ended {
-		end = min(end, w)
-	}
+	end := min(start+segment.LSN(bytes), limit)
 	if held && r.heldUpTo(g) >= end || end == start {
 		return end, nil
 	}
@@ -574,6 +575,15 @@ func (r *Receiver) heldRun() (first, end segment.Position, held bool) {
 			// comes again: the stream begins with that one, and seals it.
 			break
 		}
+		// A segment of a child that holds the switchpoint repeats its parent's
+		// bytes: what the child holds counts from its begin, and only where the
+		// run comes that far. A crash may have taken the parent's segment.
+		if begin := r.history.BeginOf(g.Name().Timeline); begin > stop.LSN && begin < g.End() {
+			if !held || end.LSN < begin {
+				continue
+			}
+			stop.LSN = begin
+		}
 		at, ended := r.history.Switchpoint(g.Name().Timeline)
 		unsealed = !g.Sealed() && !(ended && stop.LSN == at)
 		if !held {
@@ -614,11 +624,6 @@ func (r *Receiver) heldRange(g *spool.Segment) (start, end segment.Position) {
 	end = start
 	if _, stop := g.Vouched(); stop > end.LSN {
 		end.LSN = stop
-	}
-	// A segment of a child that holds the switchpoint repeats its parent's
-	// bytes: what the child holds counts from its begin.
-	if begin := r.history.BeginOf(n.Timeline); begin > end.LSN && begin < n.End(r.size) {
-		end.LSN = begin
 	}
 	if at, ok := r.history.Switchpoint(n.Timeline); ok && end.LSN > at && start.LSN < at && r.childHeld(n.Timeline) {
 		end.LSN = at
