@@ -29,7 +29,7 @@ type promotions struct {
 func TestPromotionsSurviveAPowerCut(t *testing.T) {
 	each, step := 7, 41
 	if os.Getenv("WALFERRY_FULL") != "" {
-		each, step = 1, 5
+		each, step = 1, 31
 	}
 	n := 0
 	for _, at := range [][]segment.LSN{

@@ -617,7 +617,7 @@ func TestSetBackTwiceInOneSegment(t *testing.T) {
 func TestSetBackTwiceSurvivesAPowerCut(t *testing.T) {
 	step := 17
 	if os.Getenv("WALFERRY_FULL") != "" {
-		step = 1
+		step = 4
 	}
 	for _, late := range []segment.LSN{3*mb + 100000, 5*mb + 100000} {
 		for op := step; ; op += step {
