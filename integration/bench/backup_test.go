@@ -40,7 +40,7 @@ func BenchmarkBackup(b *testing.B) {
 	if noise >= 100 {
 		b.Fatalf("WALFERRY_BENCH_NOISE is %d, want less than 100 (per cent of the cluster)", noise)
 	}
-	over := cmp.Or(os.Getenv("WALFERRY_BENCH_OVER"), overTCP)
+	over := cmp.Or(os.Getenv("WALFERRY_BENCH_OVER"), overSocket)
 	if over != overTCP && over != overSocket {
 		b.Fatalf("WALFERRY_BENCH_OVER is %q, want %s or %s", over, overTCP, overSocket)
 	}

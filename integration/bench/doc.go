@@ -49,8 +49,8 @@
 //	                        cluster, 1536
 //	WALFERRY_BENCH_NOISE    how much of BenchmarkBackup's cluster hardly compresses,
 //	                        per cent, 33; the rest is pgbench's
-//	WALFERRY_BENCH_OVER     how BenchmarkBackup's contenders reach the server: tcp, as
-//	                        from a host of their own, or unix
+//	WALFERRY_BENCH_OVER     how BenchmarkBackup's contenders reach the server: unix,
+//	                        or tcp, as from a host of their own
 //	WALFERRY_BENCH_SECONDS  of each stream of BenchmarkSteady, 15, and of each
 //	                        number of clients in BenchmarkCommit, 2
 //	WALFERRY_BENCH_OTHER    another walferry program to run beside: an older
