@@ -3,8 +3,13 @@ package replication
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"io"
+	"math/big"
 	"net"
 	"os"
 	"path/filepath"
@@ -181,16 +186,22 @@ func TestBlockingWriteIsBounded(t *testing.T) {
 }
 
 // TestBlockingBackup: a context ends a base backup whose server says nothing,
-// though its socket takes no deadline; so does Close.
+// though its socket takes no deadline; so does Close; over TLS, too.
 func TestBlockingBackup(t *testing.T) {
 	for name, test := range map[string]struct {
 		end  func(b *BaseBackup, cancel func())
 		want error
+		tls  bool
 	}{
-		"context": {func(_ *BaseBackup, cancel func()) { cancel() }, context.Canceled},
-		"Close":   {func(b *BaseBackup, _ func()) { _ = b.Close() }, ErrClosed},
+		"context":           {end: func(_ *BaseBackup, cancel func()) { cancel() }, want: context.Canceled},
+		"Close":             {end: func(b *BaseBackup, _ func()) { _ = b.Close() }, want: ErrClosed},
+		"context, over TLS": {end: func(_ *BaseBackup, cancel func()) { cancel() }, want: context.Canceled, tls: true},
+		"Close, over TLS":   {end: func(b *BaseBackup, _ func()) { _ = b.Close() }, want: ErrClosed, tls: true},
 	} {
-		conn, _ := pair(t, "tcp")
+		conn, peer := pair(t, "tcp")
+		if test.tls {
+			conn = encrypted(t, conn, peer)
+		}
 		b := &BaseBackup{wire: &wire{conn: conn, r: conn}, leash: leash{conn: conn}, ending: make(chan struct{})}
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -211,6 +222,29 @@ func TestBlockingBackup(t *testing.T) {
 		}
 		_ = b.Close()
 	}
+}
+
+// encrypted makes TLS of a connection's two ends and returns the first.
+func encrypted(t *testing.T, conn, peer net.Conn) net.Conn {
+	t.Helper()
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	certificate, err := x509.CreateCertificate(rand.Reader, template, template, public, private)
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		done <- tls.Server(peer, &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{certificate}, PrivateKey: private}}}).Handshake()
+	}()
+	c := tls.Client(conn, &tls.Config{InsecureSkipVerify: true}) // who it is does not matter here
+	if err := errors.Join(c.Handshake(), <-done); err != nil {
+		t.Fatal(err)
+	}
+	return c
 }
 
 // TestBlockingIsForSocketsOnly: a scripted server's connection stays what it is.
