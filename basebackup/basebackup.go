@@ -172,7 +172,6 @@ func take(ctx context.Context, s server, again func(context.Context) (walServer,
 		trouble: patience.New(o.Log, "store the base backup"),
 		asked:   o.Compress,
 		seen:    newSeen(o.TempDir),
-		pieces:  newPieces(),
 		// Which of the two a part's memory comes from is decided by its size.
 		inMemory: codec.NewBuffers(0, ""),
 		onDisk:   codec.NewBuffers(0, o.TempDir),
@@ -184,6 +183,10 @@ func take(ctx context.Context, s server, again func(context.Context) (walServer,
 		// What failed first says more than what failed because of it.
 		if cause := context.Cause(running); cause != nil && ctx.Err() == nil {
 			err = cause
+		}
+		t.crew.cancel(err)
+		if t.current != nil {
+			t.current.abandon()
 		}
 		t.crew.stop(err)
 		t.abandon(ctx)
@@ -371,6 +374,10 @@ func (t *taking) start() error {
 	// Without a checksum of the content, as the server's own frames: every file
 	// is checked against the manifest, and every part's checksum is recorded.
 	t.encoders = codec.NewParallelEncoders(t.asked.how(), min(encodeAtOnce, runtime.GOMAXPROCS(0)))
+	t.pieces = newPieces(pieceSize)
+	if t.receiverEncodes() {
+		t.pieces = newPieces(shortPiece)
+	}
 	start := t.stream.Start()
 	err = t.persist(0, func() (err error) {
 		t.writer, err = t.archive.NewBackup(t.ctx, start, t.size)

@@ -13,7 +13,7 @@
 // server's manifest. Where the bytes that are stored are not those that came
 // (the client compresses, or names in a tablespace's tar file get
 // pg_tblspc/<oid>/ in front), a goroutine between both reads, checks, and
-// writes them anew.
+// writes them anew; with lz4 over a Unix socket the receiver does it itself.
 //
 // Memory does not grow with the backup. Parts are what is held: 8 MiB at first,
 // more for an object that would otherwise need more parts than a store takes,

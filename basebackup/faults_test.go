@@ -1,12 +1,14 @@
 package basebackup
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
 	"os"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -138,7 +140,7 @@ func TestStoreFailsOnce(t *testing.T) {
 
 // fresh is the server again, as it was before its backup.
 func fresh(s *script) *script {
-	return &script{spaces: s.spaces, standby: s.standby}
+	return &script{spaces: s.spaces, standby: s.standby, local: s.local}
 }
 
 // From some call on every one fails: for good, or until patience ends.
@@ -178,6 +180,44 @@ func TestStoreFails(t *testing.T) {
 					if strings.Contains(log.String(), "begins") && !strings.Contains(log.String(), "was given up") {
 						t.Errorf("the log does not name what was left:\n%s", log)
 					}
+					dead.Store(true)
+					nothing(t, a, store)
+				})
+			})
+		}
+	}
+}
+
+// The same while blocks are encoded, beside a checker and beside the receiver
+// itself.
+func TestStoreFailsWhileEncoding(t *testing.T) {
+	pick := picked(t)
+	server := large()
+	base := &server.spaces[1]
+	base.files = append(base.files, file{name: "base/5/2", content: pages(9<<20, 30)}) // another part, encoded
+	for _, server.local = range []bool{false, true} {
+		probe, c := storeOf(nil, nil)
+		if _, err := take(t.Context(), scriptConn{fresh(server)}, nil, arrived{archive.New(probe, archive.Options{})}, options(t, "client-lz4")); err != nil {
+			t.Fatal(err)
+		}
+		for n := int64(1); n <= c.all.Load(); n++ {
+			if !pick(int(n)) {
+				continue
+			}
+			t.Run(fmt.Sprintf("%v %d", server.local, n), func(t *testing.T) {
+				synctest.Test(t, func(t *testing.T) {
+					var dead atomic.Bool
+					store, _ := storeOf(func(i int64, op mem.Op, _ string) error {
+						if i >= n && op != mem.AbortUpload && !dead.Load() {
+							return objstore.ErrDenied
+						}
+						return nil
+					}, nil)
+					a := archive.New(store, archive.Options{})
+					if _, err := take(t.Context(), scriptConn{fresh(server)}, nil, arrived{a}, options(t, "client-lz4")); !errors.Is(err, objstore.ErrDenied) {
+						t.Errorf("%v; want %v", err, objstore.ErrDenied)
+					}
+					nobodyEncodes(t)
 					dead.Store(true)
 					nothing(t, a, store)
 				})
@@ -275,9 +315,10 @@ func TestServerFails(t *testing.T) {
 		if !pick(n) {
 			continue
 		}
-		for _, text := range []string{"server-lz4", "client-lz4"} {
+		for _, text := range []string{"server-lz4", "client-lz4", "client-lz4:9"} {
+			local := text == "client-lz4:9" // the receiver encodes, and each block takes long
 			server := good()
-			server.piece = 100_000
+			server.piece, server.local = 100_000, local
 			server.before = func(_ context.Context, i int) error {
 				if i == n {
 					return fmt.Errorf("base backup: %w", promoted)
@@ -294,11 +335,12 @@ func TestServerFails(t *testing.T) {
 			if !errors.As(err, &said) {
 				t.Errorf("%s, message %d: %v", text, n, err)
 			}
+			nobodyEncodes(t)
 			nothing(t, a, store)
 
 			ctx, cancel := context.WithCancel(t.Context())
 			server = good()
-			server.piece = 100_000
+			server.piece, server.local = 100_000, local
 			server.before = func(_ context.Context, i int) error {
 				if i == n {
 					cancel()
@@ -309,9 +351,21 @@ func TestServerFails(t *testing.T) {
 			if !errors.Is(err, context.Canceled) {
 				t.Errorf("%s, cancelled at message %d: %v", text, n, err)
 			}
+			nobodyEncodes(t)
 			nothing(t, a, store)
 			cancel()
 		}
+	}
+}
+
+// nobodyEncodes makes sure that no block is encoded any more, for an object whose
+// memory was freed.
+func nobodyEncodes(t *testing.T) {
+	t.Helper()
+	all := make([]byte, 1<<20)
+	all = all[:runtime.Stack(all, true)]
+	if bytes.Contains(all, []byte("codec.(*parallelLZ4).begin")) {
+		t.Errorf("the backup has ended, and blocks are encoded:\n%s", all)
 	}
 }
 

@@ -13,7 +13,7 @@ import (
 // What is written comes out, whatever the sizes of the writes and however it is
 // read, from one pipe after the other with the same memory.
 func TestPipe(t *testing.T) {
-	shared := newPieces()
+	shared := newPieces(pieceSize)
 	for i, size := range []int{0, 1, pieceSize, pieceSize + 1, 7*pieceSize + 512, 3 * pieceSize} {
 		content := pages(size, byte(i))
 		p := newPipe(t.Context(), shared)
@@ -68,11 +68,11 @@ func TestPipeGivenUp(t *testing.T) {
 		ctx, cancel := context.WithCancelCause(t.Context())
 		wrote, read := make(chan error), make(chan error)
 		go func() {
-			_, err := newPipe(ctx, newPieces()).Write(make([]byte, (maxPieces+1)*pieceSize)) // nobody reads
+			_, err := newPipe(ctx, newPieces(pieceSize)).Write(make([]byte, (maxPieces+1)*pieceSize)) // nobody reads
 			wrote <- err
 		}()
 		go func() {
-			_, err := newPipe(ctx, newPieces()).next()
+			_, err := newPipe(ctx, newPieces(pieceSize)).next()
 			read <- err
 		}()
 		synctest.Wait()

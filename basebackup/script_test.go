@@ -39,7 +39,8 @@ type script struct {
 	system      uint64
 	major       int // below 15 it does not compress
 	standby     bool
-	piece       int // bytes of a data message
+	local       bool // reached by a Unix socket
+	piece       int  // bytes of a data message
 	dataDir     error
 	settings    map[string]string // what SHOW answers
 
@@ -98,6 +99,7 @@ func (s *script) Version() replication.Version {
 	return replication.Version{Num: 150018, Text: testVersion}
 }
 func (s *script) InRecovery() bool { return s.standby }
+func (s *script) Local() bool      { return s.local }
 
 func (s *script) BaseBackup(ctx context.Context, o replication.BackupOptions) (stream, error) {
 	s.asked = append(s.asked, o)

@@ -26,6 +26,7 @@ type server interface {
 	Show(ctx context.Context, name string) (string, error)
 	Version() replication.Version
 	InRecovery() bool
+	Local() bool // it works on our own processors: it is reached by a Unix socket
 	BaseBackup(ctx context.Context, o replication.BackupOptions) (stream, error)
 	Close(ctx context.Context) error
 }
@@ -60,6 +61,8 @@ type walStream interface {
 
 // postgres is a real server.
 type postgres struct{ *replication.Conn }
+
+func (p postgres) Local() bool { return p.RemoteAddr().Network() == "unix" }
 
 func (p postgres) BaseBackup(ctx context.Context, o replication.BackupOptions) (stream, error) {
 	b, err := p.Conn.BaseBackup(ctx, o)

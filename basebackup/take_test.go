@@ -205,21 +205,25 @@ func TestTake(t *testing.T) {
 		major      int
 		piece      int
 		asSent     bool
+		local      bool
 	}{
-		{"server-lz4", "server-lz4", 15, 0, true},
-		{"server-lz4", "server-lz4", 15, 7777, true},
-		{"server-lz4", "client-lz4", 14, 0, false},
-		{"server-zstd", "server-zstd", 15, 0, true},
-		{"server-zstd:5", "client-zstd:5", 14, 511, false},
-		{"client-lz4", "client-lz4", 15, 513, false},
-		{"client-lz4:9", "client-lz4:9", 15, 0, false},
-		{"client-zstd", "client-zstd", 15, 1 << 20, false},
-		{"none", "none", 15, 1000, true},
-		{"none", "none", 14, 0, true},
+		{"server-lz4", "server-lz4", 15, 0, true, false},
+		{"server-lz4", "server-lz4", 15, 7777, true, true},
+		{"server-lz4", "client-lz4", 14, 0, false, false},
+		{"server-lz4", "client-lz4", 14, 0, false, true},
+		{"server-zstd", "server-zstd", 15, 0, true, false},
+		{"server-zstd:5", "client-zstd:5", 14, 511, false, true},
+		{"client-lz4", "client-lz4", 15, 513, false, false},
+		{"client-lz4", "client-lz4", 15, 513, false, true},
+		{"client-lz4:9", "client-lz4:9", 15, 0, false, false},
+		{"client-lz4:9", "client-lz4:9", 15, 1 << 20, false, true},
+		{"client-zstd", "client-zstd", 15, 1 << 20, false, false},
+		{"none", "none", 15, 1000, true, true},
+		{"none", "none", 14, 0, true, false},
 	} {
-		t.Run(fmt.Sprintf("%s %d %d", c.text, c.major, c.piece), func(t *testing.T) {
+		t.Run(fmt.Sprintf("%s %d %d %v", c.text, c.major, c.piece, c.local), func(t *testing.T) {
 			server := good()
-			server.major, server.piece = c.major, c.piece
+			server.major, server.piece, server.local = c.major, c.piece, c.local
 			log := testLog(t)
 			o := options(t, c.text)
 			o.Log = slog.New(slog.NewTextHandler(log, nil))
@@ -541,8 +545,9 @@ func TestRefused(t *testing.T) {
 			s.refuse = &replication.ServerError{Severity: "ERROR", SQLSTATE: "55000", Message: "wal_level"}
 		}, nil, "wal_level"},
 	} {
-		for _, text := range []string{"server-lz4", "client-zstd", "none"} {
+		for _, text := range []string{"server-lz4", "client-zstd", "none", "client-lz4"} {
 			server := good()
+			server.local = text == "client-lz4" // the receiver encodes
 			c.change(server)
 			if text != "server-lz4" && (errors.Is(c.want, codec.ErrDamaged) || strings.Contains(c.what, "as asked")) {
 				continue

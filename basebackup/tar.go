@@ -177,25 +177,36 @@ func (s *scanner) all(next func() ([]byte, error)) error {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if len(p)%blockSize != 0 {
-			return fmt.Errorf("%w: it ends within a block, after %d bytes", errTar, s.bytes+int64(len(p)))
-		}
-		if err := s.take(p); err != nil {
+		if err := s.next(p); err != nil {
 			return err
 		}
-		if s.pass != nil && len(p) > 0 {
-			if err := s.pass(p); err != nil {
-				return err
-			}
+		if err != nil {
+			return s.end()
 		}
-		if err == nil {
-			continue
-		}
-		if s.zeros < 2 {
-			return fmt.Errorf("%w: it ends without its end, after %d bytes", errTar, s.bytes)
-		}
+	}
+}
+
+// next reads p, whole blocks or what is left of a tar file that is cut, and
+// passes it on.
+func (s *scanner) next(p []byte) error {
+	if len(p)%blockSize != 0 {
+		return fmt.Errorf("%w: it ends within a block, after %d bytes", errTar, s.bytes+int64(len(p)))
+	}
+	if err := s.take(p); err != nil {
+		return err
+	}
+	if s.pass == nil || len(p) == 0 {
 		return nil
 	}
+	return s.pass(p)
+}
+
+// end tells whether what was read is a whole tar file.
+func (s *scanner) end() error {
+	if s.zeros < 2 {
+		return fmt.Errorf("%w: it ends without its end, after %d bytes", errTar, s.bytes)
+	}
+	return nil
 }
 
 // fill reads until p is full or r ends. io.EOF alone is its end: a decoder's

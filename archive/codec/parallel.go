@@ -3,6 +3,7 @@ package codec
 import (
 	"encoding/binary"
 	"io"
+	"sync/atomic"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -11,8 +12,11 @@ const (
 	// parallelHeader begins an lz4 frame of independent blocks of 1 MiB, without
 	// content size and checksums. Its last byte is its own checksum.
 	parallelHeader = "\x04\x22\x4d\x18\x60\x60\x51"
-	// Piece is the size of such a block, in bytes.
-	Piece = 1 << 20
+	// Piece is the size of such a block, in bytes. What is lent may make smaller
+	// ones, from smallPiece on, below which more is lost with what the block
+	// before has shown.
+	Piece      = 1 << 20
+	smallPiece = 64 << 10
 	// acceleration is that of the default level: a fifth less work than the
 	// reference implementation's own (1), for streams that are larger by a
 	// thousandth of the content: 0.065 of pgbench's accounts for 0.064, 0.377 of
@@ -27,9 +31,15 @@ const (
 // Each block has a goroutine, which encodes it, waits until the block before it
 // is written, and writes it. So blocks are in order, only one goroutine at a
 // time writes, and none is left when the last block is done.
+//
+// A block behind one that got much smaller is encoded by the caller: such
+// content takes a third of the time or less, and to wake somebody else for it,
+// perhaps on the caller's own processor, takes longer than it is worth.
 type parallelLZ4 struct {
-	w    io.Writer
-	idle chan *blockEncoder // all but those that encode, and filling
+	w     io.Writer
+	idle  chan *blockEncoder // all but those that encode, and filling
+	quick bool               // by its level: a block that gets much smaller takes little time
+	easy  atomic.Bool        // the block that was encoded last got much smaller
 
 	filling *blockEncoder // its content is not a whole block yet; nil: none
 	last    chan struct{} // closed when all blocks that were begun are done
@@ -49,7 +59,7 @@ type blockEncoder struct {
 
 // newParallelLZ4 returns an encoder of so many blocks at a time.
 func newParallelLZ4(level, parallel int) *parallelLZ4 {
-	e := &parallelLZ4{idle: make(chan *blockEncoder, parallel)}
+	e := &parallelLZ4{idle: make(chan *blockEncoder, parallel), quick: true}
 	for range parallel {
 		b := &blockEncoder{packed: make([]byte, lz4Word+Piece)}
 		switch l := lz4Level(level); {
@@ -60,7 +70,7 @@ func newParallelLZ4(level, parallel int) *parallelLZ4 {
 		case l == lz4.Fast:
 			b.compressor = &lz4.Compressor{}
 		default:
-			b.compressor = &lz4.CompressorHC{Level: l}
+			b.compressor, e.quick = &lz4.CompressorHC{Level: l}, false
 		}
 		e.idle <- b
 	}
@@ -72,6 +82,7 @@ func newParallelLZ4(level, parallel int) *parallelLZ4 {
 func (e *parallelLZ4) start(w io.Writer, _ int64) error {
 	e.w, e.last = w, make(chan struct{})
 	close(e.last)
+	e.easy.Store(false)
 	_, e.err = io.WriteString(w, parallelHeader)
 	return nil
 }
@@ -98,7 +109,7 @@ func (e *parallelLZ4) Write(p []byte) (int, error) {
 
 // lend implements lender.
 func (e *parallelLZ4) lend(p []byte, back func([]byte)) error {
-	if len(p) == Piece && e.filling == nil {
+	if len(p) >= smallPiece && len(p) <= Piece && e.filling == nil {
 		e.begin(<-e.idle, p, back)
 		return nil
 	}
@@ -112,8 +123,9 @@ func (e *parallelLZ4) lend(p []byte, back func([]byte)) error {
 func (e *parallelLZ4) begin(b *blockEncoder, content []byte, back func([]byte)) {
 	before, done := e.last, make(chan struct{})
 	e.last = done
-	go func() {
+	encode := func() {
 		size := b.encode(content)
+		e.easy.Store(size > 0 && size < len(content)/3)
 		<-before
 		if e.err == nil {
 			e.err = b.write(e.w, content, size)
@@ -124,7 +136,12 @@ func (e *parallelLZ4) begin(b *blockEncoder, content []byte, back func([]byte)) 
 		b.content = b.content[:0]
 		e.idle <- b // there is room for all there are
 		close(done)
-	}()
+	}
+	if e.quick && e.easy.Load() {
+		encode() // those before need nothing of the caller's to end
+		return
+	}
+	go encode()
 }
 
 // encode makes a block of content in packed and returns its size; 0: it would

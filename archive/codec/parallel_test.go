@@ -53,7 +53,7 @@ func TestLend(t *testing.T) {
 	for _, e := range []*Encoders{
 		NewParallelEncoders(Method{Name: LZ4}, 3), NewEncoders(Method{Name: LZ4}), NewEncoders(Method{Name: Zstd, Level: 1}), NewEncoders(Method{Name: None}),
 	} {
-		for _, sizes := range [][]int{{Piece}, {Piece, Piece, 10, Piece, Piece - 10}} {
+		for _, sizes := range [][]int{{Piece}, {Piece, Piece, 10, Piece, Piece - 10}, {128 << 10}, {smallPiece, smallPiece - 1, Piece}} {
 			var out bytes.Buffer
 			s, err := e.NewStream(&out)
 			if err != nil {
@@ -75,6 +75,67 @@ func TestLend(t *testing.T) {
 			if got, err := decode(out.Bytes(), e.Method().Ext()); err != nil || !bytes.Equal(got, content) {
 				t.Errorf("%s of pieces of %d: %d bytes of %d, or others: %v", e.Method(), sizes, len(got), len(content), err)
 			}
+		}
+	}
+}
+
+// A block behind one that got much smaller is encoded before Lend returns; one
+// that takes long does not hold the caller, nor does any of a level that takes
+// long with everything.
+func TestWhoEncodes(t *testing.T) {
+	const size = 128 << 10
+	random := make([]byte, size)
+	_, _ = rand.NewChaCha8([32]byte{6}).Read(random) // it never fails
+	for _, level := range []int{0, 1, 2, 9} {
+		var out bytes.Buffer
+		var held sync.Mutex // the target takes nothing meanwhile
+		s, err := NewParallelEncoders(Method{Name: LZ4, Level: level}, 3).NewStream(writerFunc(func(p []byte) (int, error) {
+			held.Lock()
+			defer held.Unlock()
+			return out.Write(p)
+		}))
+		if err != nil {
+			t.Fatal(err)
+		}
+		lend := func(p []byte) (back chan struct{}) {
+			back = make(chan struct{})
+			if err := s.Lend(p, func([]byte) { close(back) }); err != nil {
+				t.Fatal(err)
+			}
+			return back
+		}
+		isBack := func(back chan struct{}) bool {
+			select {
+			case <-back:
+				return true
+			default:
+				return false
+			}
+		}
+		<-lend(make([]byte, size))
+		if level < 9 {
+			if back := lend(make([]byte, size)); !isBack(back) {
+				t.Errorf("level %d: content that takes no time was not encoded by the caller", level)
+			}
+			if back := lend(random); !isBack(back) {
+				t.Errorf("level %d: what takes long was not noticed behind its first block", level)
+			}
+		}
+		held.Lock()
+		content := random
+		if level == 9 {
+			content = make([]byte, size)
+		}
+		back := lend(content) // or this waits for ever
+		if isBack(back) {
+			t.Errorf("level %d: a block came back before it was written", level)
+		}
+		held.Unlock()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := decode(out.Bytes(), ".lz4"); err != nil || len(got) < 2*size {
+			t.Errorf("level %d: %d bytes, %v", level, len(got), err)
 		}
 	}
 }

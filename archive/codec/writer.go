@@ -47,9 +47,9 @@ func NewEncoders(m Method) *Encoders { return &Encoders{method: m} }
 // which is a tenth of the work: they are for content that is checked by other
 // sums. Without a level they are encoded a little faster than objects are.
 //
-// A Write returns before all is encoded, so that an error of the target may come
-// with a later one, or with Close; and the target is written to by other
-// goroutines, one at a time, until Close or GiveUp has returned.
+// A Write may return before all is encoded, so that an error of the target may
+// come with a later one, or with Close; and the target is written to by other
+// goroutines too, one at a time, until Close or GiveUp has returned.
 func NewParallelEncoders(m Method, parallel int) *Encoders {
 	return &Encoders{method: m, parallel: parallel}
 }
@@ -99,9 +99,10 @@ func (s *Stream) Write(p []byte) (int, error) {
 	return s.writer.Write(p)
 }
 
-// Lend is Write for memory that is lent: one of Piece bytes is encoded where it
-// lies, in parallel. back gets p when it is no longer read: once, on every way,
-// by any goroutine, and before Close or GiveUp has returned.
+// Lend is Write for memory that is lent: Piece bytes, or 64 KiB and more, are a
+// block of their own, which is encoded where it lies. back gets p when it is no
+// longer read: once, on every way, by any goroutine, and before Close or GiveUp
+// has returned.
 func (s *Stream) Lend(p []byte, back func([]byte)) error {
 	s.look()
 	if l, ok := s.enc.(lender); ok && s.err == nil {
