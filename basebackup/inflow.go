@@ -118,14 +118,18 @@ func (f *inflow) encodeReceived(t *taking) error {
 	if err != nil {
 		return err
 	}
-	in := &packer{ctx: t.ctx, pieces: t.pieces, deliver: f.scan.next}
+	in := &packer{ctx: t.ctx, pieces: t.pieces, deliver: func(piece []byte) error {
+		if err := f.scan.next(piece); err != nil {
+			return f.failed(err)
+		}
+		return nil
+	}}
 	f.in, f.giveUp = in, encoder.GiveUp
 	f.end = func() error {
-		err := in.flush()
-		if err == nil {
-			err = f.scan.end()
+		if err := in.flush(); err != nil {
+			return err
 		}
-		if err != nil {
+		if err := f.scan.end(); err != nil {
 			return f.failed(err)
 		}
 		return f.seal(encoder)

@@ -718,7 +718,7 @@ func table() []mutation {
 		{
 			promise: "invariant 6", breaks: "an archive that the receiver encodes may lack its end",
 			file: "basebackup/inflow.go",
-			old:  "err = f.scan.end()", new: "err = nil",
+			old:  "if err := f.scan.end(); err != nil {", new: "if err := error(nil); err != nil {",
 			pkg: "basebackup", run: "TestRefused",
 		},
 		{
