@@ -282,14 +282,26 @@ func (u *Uploader) Claim(ctx context.Context, id spool.Identity) error {
 // claim asks until the archive is known to be this cluster's, and returns how
 // its WAL is compressed.
 func (u *Uploader) claim(ctx context.Context) (*codec.Encoders, error) {
-	err := u.insist(ctx, "open the archive", func() error {
+	coder, err := u.known(ctx)
+	if coder != nil || err != nil {
+		return coder, err // what is known is no sign that the archive can be written to
+	}
+	err = u.insist(ctx, "open the archive", func() error {
 		id, _ := u.spool.Identity()
 		return u.Claim(ctx, id)
 	})
-	if err == nil {
-		err = u.claiming.take(ctx)
-	}
 	if err != nil {
+		return nil, err
+	}
+	return u.known(ctx)
+}
+
+// known returns what Claim has found; nil: nothing so far.
+func (u *Uploader) known(ctx context.Context) (*codec.Encoders, error) {
+	if err := u.stoppedOr(ctx); err != nil {
+		return nil, err
+	}
+	if err := u.claiming.take(ctx); err != nil {
 		return nil, err
 	}
 	defer u.claiming.give()

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"strings"
 	"sync"
@@ -278,6 +279,37 @@ func TestAStoreThatFails(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestATroubleIsToldOnce: segments that become whole while the store takes
+// nothing are no sign that it does.
+func TestATroubleIsToldOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &lockedBuffer{}
+		s := newScene(t, Options{Log: slog.New(slog.NewTextHandler(log, nil))})
+		s.up.Base(segment.Position{Timeline: 1, LSN: segment.LSN(size)})
+		end := s.run()
+		s.write(name(1, 1))
+		synctest.Wait()
+		s.mustHold(name(1, 1))
+		s.store.fail(objstore.ErrDenied)
+		for i := segment.LSN(2); i <= 12; i++ {
+			s.write(name(1, i))
+			time.Sleep(36 * time.Millisecond)
+		}
+		s.store.fail(nil)
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		s.mustHold(name(1, 12))
+		for _, line := range []string{"cannot write to the archive; trying again", "can write to the archive again"} {
+			if n := strings.Count(log.String(), line); n != 1 {
+				t.Errorf("it was told %d times that it %s:\n%s", n, line, log)
+			}
+		}
+		if err := end(); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestShippedIsGapless: a segment that is stored does not count, and stays in
