@@ -184,7 +184,7 @@ func take(ctx context.Context, s server, again func(context.Context) (walServer,
 		if cause := context.Cause(running); cause != nil && ctx.Err() == nil {
 			err = cause
 		}
-		t.crew.cancel(err)
+		t.crew.cancel(err) // which ends what the encoder's goroutines wait for
 		if t.current != nil {
 			t.current.abandon()
 		}

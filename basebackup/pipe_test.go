@@ -84,3 +84,25 @@ func TestPipeGivenUp(t *testing.T) {
 		}
 	})
 }
+
+// Who receives encodes only what is to become lz4 here, over a Unix socket.
+func TestReceiverEncodes(t *testing.T) {
+	for _, c := range []struct {
+		text  string
+		local bool
+		want  bool
+	}{
+		{"client-lz4", true, true}, {"client-lz4:9", true, true},
+		{"client-lz4", false, false}, {"client-zstd", true, false}, {"none", true, false}, {"server-lz4", true, false},
+	} {
+		server := good()
+		server.local = c.local
+		asked, err := ParseCompression(c.text)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := (&taking{asked: asked, server: scriptConn{server}}).receiverEncodes(); got != c.want {
+			t.Errorf("%s, a Unix socket %v: %v", c.text, c.local, got)
+		}
+	}
+}

@@ -195,6 +195,9 @@ func TestPostgres(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
+				if !(postgres{conn}).Local() {
+					t.Error("a server that is reached by its socket is said to be on another host")
+				}
 				o := options(t, text)
 				log := testLog(t)
 				o.Log = slog.New(slog.NewTextHandler(log, nil))

@@ -6,7 +6,9 @@ import (
 	"math/rand/v2"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
+	"testing/synctest"
 
 	"github.com/pierrec/lz4/v4"
 )
@@ -81,62 +83,62 @@ func TestLend(t *testing.T) {
 
 // A block behind one that got much smaller is encoded before Lend returns; one
 // that takes long does not hold the caller, nor does any of a level that takes
-// long with everything.
+// long with everything. (A caller who is held waits for himself, which the bubble
+// tells.)
 func TestWhoEncodes(t *testing.T) {
 	const size = 128 << 10
 	random := make([]byte, size)
 	_, _ = rand.NewChaCha8([32]byte{6}).Read(random) // it never fails
 	for _, level := range []int{0, 1, 2, 9} {
-		var out bytes.Buffer
-		var held sync.Mutex // the target takes nothing meanwhile
-		s, err := NewParallelEncoders(Method{Name: LZ4, Level: level}, 3).NewStream(writerFunc(func(p []byte) (int, error) {
-			held.Lock()
-			defer held.Unlock()
-			return out.Write(p)
-		}))
-		if err != nil {
-			t.Fatal(err)
-		}
-		lend := func(p []byte) (back chan struct{}) {
-			back = make(chan struct{})
-			if err := s.Lend(p, func([]byte) { close(back) }); err != nil {
+		synctest.Test(t, func(t *testing.T) {
+			var out bytes.Buffer
+			gate := make(chan struct{}) // closed: the target takes something
+			close(gate)
+			s, err := NewParallelEncoders(Method{Name: LZ4, Level: level}, 3).NewStream(writerFunc(func(p []byte) (int, error) {
+				<-gate
+				return out.Write(p)
+			}))
+			if err != nil {
 				t.Fatal(err)
 			}
-			return back
-		}
-		isBack := func(back chan struct{}) bool {
-			select {
-			case <-back:
-				return true
-			default:
-				return false
+			var content []byte
+			lend := func(p []byte) (isBack func() bool) {
+				var back atomic.Bool
+				content = append(content, p...)
+				if err := s.Lend(p, func([]byte) { back.Store(true) }); err != nil {
+					t.Fatal(err)
+				}
+				return back.Load
 			}
-		}
-		<-lend(make([]byte, size))
-		if level < 9 {
-			if back := lend(make([]byte, size)); !isBack(back) {
-				t.Errorf("level %d: content that takes no time was not encoded by the caller", level)
+			easy := make([]byte, size)
+			first := lend(easy)
+			synctest.Wait()
+			if !first() {
+				t.Fatalf("level %d: the first block is not encoded", level)
 			}
-			if back := lend(random); !isBack(back) {
-				t.Errorf("level %d: what takes long was not noticed behind its first block", level)
+			last := easy // of what takes long at this level, also behind what does not
+			if level < 9 {
+				if isBack := lend(easy); !isBack() {
+					t.Errorf("level %d: what takes no time was not encoded by the caller", level)
+				}
+				if isBack := lend(random); !isBack() {
+					t.Errorf("level %d: what follows what takes no time was not encoded by the caller", level)
+				}
+				last = random
 			}
-		}
-		held.Lock()
-		content := random
-		if level == 9 {
-			content = make([]byte, size)
-		}
-		back := lend(content) // or this waits for ever
-		if isBack(back) {
-			t.Errorf("level %d: a block came back before it was written", level)
-		}
-		held.Unlock()
-		if err := s.Close(); err != nil {
-			t.Fatal(err)
-		}
-		if got, err := decode(out.Bytes(), ".lz4"); err != nil || len(got) < 2*size {
-			t.Errorf("level %d: %d bytes, %v", level, len(got), err)
-		}
+			gate = make(chan struct{})
+			isBack := lend(last)
+			if isBack() {
+				t.Errorf("level %d: a block came back before it was written", level)
+			}
+			close(gate)
+			if err := s.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := decode(out.Bytes(), ".lz4"); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("level %d: %d bytes of %d, or others: %v", level, len(got), len(content), err)
+			}
+		})
 	}
 }
 

@@ -221,8 +221,7 @@ func (w *world) backups(rounds int, size int64) {
 	say("")
 }
 
-// goalOf is how much longer than the reference those may take that are compared
-// to it.
+// goalOf is how long those may take that are compared to a reference, in its times.
 func goalOf(reference string) float64 {
 	if reference == basebackupClient {
 		return goalBackupClient
@@ -239,8 +238,8 @@ func (w *world) backupsApart(rounds int, size int64) {
 	if w.s3 == nil {
 		return
 	}
-	// One processor and two, on a scale that leaves a whole one to the store, which
-	// takes more than both.
+	// One processor and two, on a scale that leaves a whole one to the store: for
+	// what hardly compresses it takes more than both.
 	const ofServer, ofClient, ofStore = 0.33, 0.66, 1.0
 	if cores() < 2 {
 		loud("one processor cannot be shared out: the backups with processors of their own are left out")
