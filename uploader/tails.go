@@ -202,7 +202,7 @@ func (u *Uploader) vouchBeginning(ctx context.Context, g *spool.Segment) (segmen
 	before := u.spool.Before(g.Name(), u.sizeOf())
 	to := g.Start()
 	var reason error // why it cannot be checked, although the archive answers
-	err := u.insist(ctx, "read segment "+before.String(), func() error {
+	err := u.ask(ctx, "read segment "+before.String(), func() error {
 		o, err := u.archive.Open(ctx, before.String())
 		if errors.Is(err, archive.ErrNotFound) {
 			return nil // not stored: the server will tell

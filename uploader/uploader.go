@@ -282,26 +282,14 @@ func (u *Uploader) Claim(ctx context.Context, id spool.Identity) error {
 // claim asks until the archive is known to be this cluster's, and returns how
 // its WAL is compressed.
 func (u *Uploader) claim(ctx context.Context) (*codec.Encoders, error) {
-	coder, err := u.known(ctx)
-	if coder != nil || err != nil {
-		return coder, err // what is known is no sign that the archive can be written to
-	}
-	err = u.insist(ctx, "open the archive", func() error {
+	err := u.ask(ctx, "open the archive", func() error {
 		id, _ := u.spool.Identity()
 		return u.Claim(ctx, id)
 	})
+	if err == nil {
+		err = u.claiming.take(ctx)
+	}
 	if err != nil {
-		return nil, err
-	}
-	return u.known(ctx)
-}
-
-// known returns what Claim has found; nil: nothing so far.
-func (u *Uploader) known(ctx context.Context) (*codec.Encoders, error) {
-	if err := u.stoppedOr(ctx); err != nil {
-		return nil, err
-	}
-	if err := u.claiming.take(ctx); err != nil {
 		return nil, err
 	}
 	defer u.claiming.give()
@@ -848,18 +836,30 @@ func (u *Uploader) segmentSize() segment.Size {
 	return u.size
 }
 
-// insist repeats do until it succeeds, or fails for a reason that does not
-// pass, or ctx ends.
+// insist repeats do, which writes to the archive, until it succeeds, or fails
+// for a reason that does not pass, or ctx ends.
 func (u *Uploader) insist(ctx context.Context, what string, do func() error) error {
+	return u.repeat(ctx, what, true, do)
+}
+
+// ask is insist for what only reads, or answers from memory. That it succeeds is
+// no sign that the archive can be written to, and ends no trouble but its own.
+func (u *Uploader) ask(ctx context.Context, what string, do func() error) error {
+	return u.repeat(ctx, what, false, do)
+}
+
+// repeat is insist and ask. sign: a success says that the archive can be written
+// to.
+func (u *Uploader) repeat(ctx context.Context, what string, sign bool, do func() error) error {
 	var damaged time.Time // when the object was first found so
-	for {
+	for ; ; sign = true { // from the second attempt on it may end its own trouble
 		if err := u.stoppedOr(ctx); err != nil {
 			return err
 		}
 		begun := time.Now()
 		err := do()
 		if err == nil {
-			if u.trouble.Failing() {
+			if sign && u.trouble.Failing() {
 				u.trouble.Worked(begun)
 				u.notify()
 			}

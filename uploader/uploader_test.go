@@ -312,6 +312,35 @@ func TestATroubleIsToldOnce(t *testing.T) {
 	})
 }
 
+// TestAReadIsNoSign: what only reads ends its own trouble, and no other.
+func TestAReadIsNoSign(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := newScene(t, Options{})
+		worked := func() error { return nil }
+		fails := 1
+		failsOnce := func() error {
+			if fails--; fails >= 0 {
+				return errors.New("503")
+			}
+			return nil
+		}
+		s.up.trouble.Failed(objstore.ErrDenied)
+		time.Sleep(time.Second)
+		if err := s.up.ask(t.Context(), "read", worked); err != nil || !s.up.Failing() {
+			t.Errorf("%v; a read has ended the trouble of a write", err)
+		}
+		if err := s.up.insist(t.Context(), "write", worked); err != nil || s.up.Failing() {
+			t.Errorf("%v; a write has not ended the trouble", err)
+		}
+		if err := s.up.ask(t.Context(), "read", failsOnce); err != nil || s.up.Failing() {
+			t.Errorf("%v; a read that works again has not ended its own trouble", err)
+		}
+		if err := s.sp.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
 // TestShippedIsGapless: a segment that is stored does not count, and stays in
 // the spool, while an older one is not.
 func TestShippedIsGapless(t *testing.T) {
